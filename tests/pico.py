@@ -62,9 +62,9 @@ def pico_clip(
     seed: int = 0,
     **config_kwargs: Any,
 ) -> CLIPModel:
-    """A stock CLIPModel for 16-pixel images and the pico tokenizer, with seeded weights; `config_kwargs` to CLIPConfig.
+    """A stock CLIPModel for 16-pixel images and the pico tokenizer; `config_kwargs` go to CLIPConfig.
 
-    The global random state is left as it was.
+    The weights depend on `seed` alone, and the global random state is left as it was.
     """
     tokenizer = pico_tokenizer()
     vision = {
