@@ -148,17 +148,21 @@ def _read_model(model_or_folder: Any) -> tuple[dict[str, Any], int]:
         model = model_or_folder
         own = {"_name_or_path": model.config.name_or_path, "architectures": [type(model).__name__]}
         return {**model.config.to_dict(), **own}, model.num_parameters()
+    folder = Path(model_or_folder)
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise LearngeneError(f"{folder} holds no model: it needs a config.json and weights in safetensors files")
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")), count_parameters(folder)
+
+
+def count_parameters(folder: str | os.PathLike) -> int:
+    """The number of parameters in a folder's safetensors files, read off their headers."""
     from safetensors import safe_open
 
-    folder = Path(model_or_folder)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file() or not weights:
-        raise LearngeneError(f"{folder} holds no model: it needs a config.json and weights in safetensors files")
     parameters = 0
-    for path in weights:
+    for path in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(path, framework="np") as tensors:
             parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")), parameters
+    return parameters
 
 
 def _kind_of(config: Mapping[str, Any]) -> str:
@@ -173,8 +177,9 @@ def _kind_of(config: Mapping[str, Any]) -> str:
 
 
 def _provenance(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `from_learngene` wrote on a descendant's config; empty for other models."""
-    return config.get("learngene") or {}
+    """What `from_learngene` wrote on a descendant's config, the gene's name as `id`; empty for other models."""
+    written = config.get("learngene") or {}
+    return {"id" if key == "learngene" else key: value for key, value in written.items()}
 
 
 def _own_name(model_or_folder: Any, config: Mapping[str, Any]) -> str:

@@ -1,0 +1,252 @@
+"""Files of a gene on the Hub: fetched as far as needed, checked against their hashes, failures in one sentence."""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .errors import LearngeneError
+
+REPO_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+ATTEMPTS = 3
+# httpx's own base class: huggingface_hub moved from httpx to httpx2, and both may be installed.
+HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]  # type: ignore[assignment]
+
+
+def check_repo_id(repo_id: str) -> str:
+    """Return a Hub id if it is one: "name" or "namespace/name" of letters, digits, '-', '_' and single '.'."""
+    if not REPO_ID.fullmatch(repo_id):
+        raise LearngeneError(
+            f"{repo_id!r} is neither an existing folder nor a Hub id "
+            "(namespace/name, of letters, digits, '-', '_' and single '.')"
+        )
+    return repo_id
+
+
+def check_subfolder(subfolder: str) -> str:
+    """Return a folder inside a repository if it stays inside."""
+    if subfolder and (subfolder.startswith(("/", "~")) or not re.fullmatch(r"[\w./-]+", subfolder)):
+        raise LearngeneError(f"subfolder is {subfolder!r}: it takes a relative path of plain names")
+    if ".." in subfolder.split("/"):
+        raise LearngeneError(f"subfolder is {subfolder!r}: it cannot lead out of the repository with '..'")
+    return subfolder
+
+
+def fetch_learngene(
+    repo_id: str,
+    *,
+    wanted: Callable[[str], bool] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    subfolder: str = "",
+) -> tuple[Path, str]:
+    """Bring the config and the weights of a gene into the Hub's cache.
+
+    Every file is compared with the hash that the Hub announced for it, SHA-256 for large files and git's SHA-1 for
+    others; a file that differs is removed from the cache and fetched again, as are downloads that fail half-way, three
+    times in all.
+
+    Args:
+        wanted: takes a tensor's name and says whether it is needed; shards without a needed tensor are not fetched.
+            None fetches all.
+        revision: branch, tag or commit; None takes main.
+        token: a Hub token; None takes the saved one, False sends none.
+        cache_dir: None takes the Hub's own.
+        local_files_only: take what is in the cache without asking the Hub.
+        force_download: fetch again what is in the cache.
+        subfolder: where in the repository the gene is.
+
+    Returns:
+        the folder with the files, and the commit they are of.
+
+    Raises:
+        LearngeneError: the id or subfolder is none, there is no such repository, revision or gene, access is refused,
+            the weights are pickled only, or the download failed or was damaged every time.
+    """
+    check_repo_id(repo_id)
+    settings: dict[str, Any] = {
+        "cache_dir": cache_dir,
+        "token": token,
+        "subfolder": check_subfolder(subfolder) or None,
+    }
+    settings |= {"local_files_only": local_files_only, "force_download": force_download}
+
+    def fetch(name: str, at: str | None) -> Path:
+        return _fetch_checked(repo_id, name, revision=at, **settings)
+
+    with explain_hub_errors(repo_id, revision):
+        try:
+            config = fetch("config.json", revision)
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):
+                raise
+            where = f"{repo_id}/{subfolder}" if subfolder else repo_id
+            raise LearngeneError(f"{where} holds no model: it has no config.json") from None
+        folder = config.parent
+        commit = _commit_of(config)
+        for name in _weight_files(repo_id, commit, fetch, wanted, token):
+            fetch(name, commit)
+    return folder, commit
+
+
+def _weight_files(
+    repo_id: str, commit: str, fetch: Callable, wanted: Callable | None, token: str | bool | None
+) -> list[str]:
+    """The safetensors files of the gene that hold a wanted tensor."""
+    try:
+        index = json.loads(fetch(WEIGHTS_INDEX, commit).read_text(encoding="utf-8"))
+    except EntryNotFoundError as no_index:
+        try:
+            fetch(WEIGHTS, commit)
+        except EntryNotFoundError:
+            if isinstance(no_index, LocalEntryNotFoundError):
+                raise no_index from None
+            for name in PICKLED_WEIGHTS:
+                if HfApi().file_exists(repo_id, name, revision=commit, token=token):
+                    raise LearngeneError(
+                        f"{repo_id} has pickled weights only ({name}), which can run code when they are opened: "
+                        "save the model as safetensors"
+                    ) from None
+            raise LearngeneError(f"{repo_id} has no weights: it needs {WEIGHTS}") from None
+        return []
+    names = {shard for tensor, shard in index["weight_map"].items() if wanted is None or wanted(tensor)}
+    for name in names:
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise LearngeneError(f"{WEIGHTS_INDEX} of {repo_id} names a shard {name!r}, which is no plain file name")
+    return sorted(names)
+
+
+def _commit_of(path: Path) -> str:
+    """The commit in a cached file's path, .../snapshots/COMMIT/..."""
+    parts = path.parts
+    return parts[len(parts) - parts[::-1].index("snapshots")]
+
+
+def _fetch_checked(repo_id: str, name: str, *, force_download: bool, **settings) -> Path:
+    """Download one file and compare it with its hash, again up to `ATTEMPTS` times."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            path = Path(hf_hub_download(repo_id, name, force_download=force_download or attempt > 1, **settings))
+        except (HTTPError, OSError) as error:
+            if attempt == ATTEMPTS or not _is_passing(error):
+                raise
+        else:
+            if _is_intact(path):
+                return path
+            _remove(path)
+            if settings["local_files_only"] or constants.HF_HUB_OFFLINE:
+                raise LearngeneError(
+                    f"{name} of {repo_id} is damaged in the cache and was removed from it: load it again with network"
+                )
+        time.sleep(0.5 * 2 ** (attempt - 1))
+    raise LearngeneError(
+        f"{name} of {repo_id} arrived damaged {ATTEMPTS} times (its hash is not the one announced) and was not kept: "
+        "try again, or another network"
+    )
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether the same download may work in a moment: the server or the connection failed, not the request."""
+    if isinstance(error, LocalEntryNotFoundError):
+        return isinstance(error.__cause__, Exception) and _is_passing(error.__cause__)
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    return isinstance(error, (HTTPError, ConnectionError)) or "Consistency check failed" in str(error)
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a cached file has the hash that it is filed under."""
+    expected = path.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", expected):
+        digest = hashlib.sha256()
+    elif re.fullmatch(r"[0-9a-f]{40}", expected):
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    else:  # a cache without links keeps no hash
+        return True
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest() == expected
+
+
+def _remove(path: Path) -> None:
+    blob = path.resolve()
+    path.unlink(missing_ok=True)
+    blob.unlink(missing_ok=True)
+
+
+@contextmanager
+def explain_hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what `huggingface_hub` raises into a `LearngeneError` of one sentence that names the repository."""
+    try:
+        yield
+    except LearngeneError:
+        raise
+    except (HTTPError, OSError, HFValidationError) as error:
+        sentence = _explain(error, repo_id, revision)
+        if sentence is None:
+            raise
+        raise LearngeneError(sentence) from error
+
+
+def _explain(error: BaseException, repo_id: str, revision: str | None) -> str | None:
+    if isinstance(error, LocalTokenNotFoundError):
+        return "There is no Hugging Face token: log in with `hf auth login`, or set HF_TOKEN"
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{repo_id} is gated: ask for access at {constants.ENDPOINT}/{repo_id}, then log in with `hf auth login`"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"There is no repository {repo_id}, or it is private and your token (see `hf auth whoami`) cannot read it"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo_id} has no revision {revision!r}"
+    if isinstance(error, HFValidationError):
+        return f"{repo_id!r} is no Hub id: {str(error).splitlines()[0]}"
+    if isinstance(error, LocalEntryNotFoundError):
+        if isinstance(error.__cause__, HfHubHTTPError):
+            return _explain(error.__cause__, repo_id, revision)
+        at = f" at revision {revision!r}" if revision else ""
+        asked = not constants.HF_HUB_OFFLINE and error.__cause__ is not None
+        reason = "the Hub cannot be reached" if asked else "the Hub is not asked (offline)"
+        return f"{repo_id}{at} is not in the cache in full, and {reason}"
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"{repo_id} cannot be reached: HF_HUB_OFFLINE is set"
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        status = error.response.status_code
+        known = {
+            401: "the Hub does not accept your token: log in again with `hf auth login`",
+            403: f"your token has no right to do this with {repo_id}",
+            412: f"{repo_id} has changed meanwhile: run it again",
+            429: f"the Hub limits your requests for {repo_id}: try again in a few minutes",
+        }
+        return known.get(status) or f"the Hub answered {status} for {repo_id}: try again later"
+    if isinstance(error, (HTTPError, ConnectionError)) or "Consistency check failed" in str(error):
+        return f"The connection to the Hub failed for {repo_id} ({type(error).__name__}): try again"
+    return None

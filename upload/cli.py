@@ -1,0 +1,191 @@
+"""The command line: `python -m upload publish | verify | lint | render`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mmlg_hf.errors import LearngeneError
+
+from .manifest import MANIFEST, Manifest, check_name, read_manifest
+
+app = typer.Typer(
+    help="Publish the zoo to the Hub, and check what is published.", no_args_is_help=True, add_completion=False
+)
+console, problems_console = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+ManifestOption = Annotated[Path, typer.Option("--manifest", help="The zoo's manifest.")]
+
+
+def main() -> None:
+    """Run the command line; what a user did wrong is one sentence and exit code 2."""
+    try:
+        app()
+    except LearngeneError as error:
+        problems_console.print("Error:", style="bold red", end=" ")
+        problems_console.print(str(error), markup=False, highlight=False)
+        sys.exit(2)
+
+
+@app.command()
+def publish(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Artifacts of the manifest; all of them by default.")
+    ] = None,
+    namespace: Annotated[str | None, typer.Option(help="User or organisation; the manifest's by default.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Write; without it only the plan is shown.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to write to, made if missing.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of writing.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make new repositories private.")] = False,
+    manifest_path: ManifestOption = MANIFEST,
+) -> None:
+    """Build, check and publish artifacts, one commit for each; a dry run without --yes.
+
+    Example: python -m upload publish mmlg-fashion-gene --namespace my-org --yes
+    """
+    if revision is not None and create_pr:
+        raise LearngeneError("--revision and --create-pr exclude each other: a pull request is made against main")
+    manifest = read_manifest(manifest_path)
+    namespace = check_name(namespace or manifest.namespace, "the namespace")
+    selected = manifest.select(names)
+    from huggingface_hub import HfApi
+
+    from .publishing import Plan, check_login
+
+    api = HfApi(library_name="mmlg_hf")
+    if yes:
+        check_login(api, namespace)
+    with tempfile.TemporaryDirectory() as temporary:
+        plans = []
+        for artifact in selected:
+            with console.status(f"Building and checking {artifact.name}"):
+                folder = _staged(manifest, artifact.name, namespace, Path(temporary))
+            plans.append(Plan(f"{namespace}/{artifact.name}", folder, f"Publish {artifact.name} {manifest.version}"))
+        for plan in plans:
+            if yes:
+                settings: dict[str, Any] = {"revision": revision, "create_pr": create_pr, "private": private or None}
+                _write(api, plan, manifest, settings)
+            else:
+                _show(plan)
+    if not yes:
+        console.print("Dry run: nothing was written. Add --yes to publish.", style="bold")
+
+
+def _staged(manifest: Manifest, name: str, namespace: str, temporary: Path) -> Path:
+    from .lint import lint_folder
+    from .staging import stage
+
+    folder = stage(manifest[name], manifest, temporary / name, namespace)
+    if problems := lint_folder(folder):
+        raise LearngeneError(f"{name} is not fit to be published: " + "; ".join(problems))
+    return folder
+
+
+def _show(plan: Any) -> None:
+    table = Table("File", "Bytes", title=plan.repo_id, title_justify="left")
+    table.columns[1].justify = "right"
+    for name in plan.files:
+        table.add_row(name, f"{(plan.folder / name).stat().st_size:,}")
+    console.print(table)
+    console.print(f"Commit message: {plan.message}", markup=False, highlight=False)
+    console.print((plan.folder / "README.md").read_text(encoding="utf-8"), markup=False, highlight=False)
+
+
+def _write(api: Any, plan: Any, manifest: Manifest, settings: dict[str, Any]) -> None:
+    from .publishing import publish as write
+    from .publishing import verify as check
+
+    with console.status(f"Publishing {plan.repo_id}"):
+        outcome = write(api, plan, tag=f"v{manifest.version}", **settings)
+    if outcome.pull_request:
+        console.print(f"{plan.repo_id}: pull request {outcome.pull_request}", markup=False, highlight=False)
+    elif outcome.changed:
+        console.print(f"{plan.repo_id}: published as {outcome.commit}", markup=False, highlight=False)
+    else:
+        console.print(f"{plan.repo_id}: nothing changed, no commit ({outcome.commit})", markup=False, highlight=False)
+    with console.status(f"Downloading {plan.repo_id} to compare"):
+        compared = check(plan.repo_id, outcome.commit, plan.folder, api.token)
+    console.print(f"{plan.repo_id}: verified, {compared}", markup=False, highlight=False)
+
+
+@app.command()
+def verify(
+    repo_id: Annotated[str, typer.Argument(help="Published artifact, ORG/NAME with NAME of the manifest.")],
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit to compare.")] = "main",
+    manifest_path: ManifestOption = MANIFEST,
+) -> None:
+    """Download a published artifact into a fresh cache and compare files and outputs with the local one.
+
+    Example: python -m upload verify my-org/mmlg-fashion-gene
+    """
+    namespace, _, name = repo_id.partition("/")
+    check_name(namespace, "the namespace")
+    manifest = read_manifest(manifest_path)
+    from .publishing import verify as check
+    from .staging import stage
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = stage(manifest[check_name(name, "the name")], manifest, Path(temporary) / name, namespace)
+        compared = check(repo_id, revision, folder)
+    console.print(f"{repo_id}: verified, {compared}", markup=False, highlight=False)
+
+
+@app.command()
+def lint(
+    folders: Annotated[list[Path], typer.Argument(help="Folders as they would be published.")],
+    run: Annotated[bool, typer.Option(help="Execute the card's snippets: this runs code from the folder.")] = True,
+    manifest_path: ManifestOption = MANIFEST,
+) -> None:
+    """Check cards: metadata, placeholders, snippets, and that each figure is in the results file.
+
+    A folder of model_cards/ has no weights: its snippets run on the artifact of that name, built for the purpose.
+
+    Example: python -m upload lint model_cards/*/
+    """
+    from .lint import lint_folder
+    from .staging import stage
+
+    failed = False
+    for folder in folders:
+        if not folder.is_dir():
+            raise LearngeneError(f"{folder} is not a folder")
+        with tempfile.TemporaryDirectory() as temporary, console.status(f"Checking {folder}"):
+            weights = None
+            if not any(folder.glob("*.safetensors")):
+                manifest = read_manifest(manifest_path)
+                weights = stage(manifest[folder.resolve().name], manifest, Path(temporary), manifest.namespace)
+            problems = lint_folder(folder, weights=weights, run=run)
+        for problem in problems:
+            problems_console.print(f"{folder}: {problem}", markup=False, highlight=False)
+        if not problems:
+            console.print(f"{folder}: fit to be published", markup=False, highlight=False)
+        failed = failed or bool(problems)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def render(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a file is out of date.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder to write to; model_cards/ by default.")] = None,
+    manifest_path: ManifestOption = MANIFEST,
+) -> None:
+    """Render the card of every artifact, and the page that lists them, into model_cards/.
+
+    Example: python -m upload render --check
+    """
+    from .rendering import CARDS, out_of_date, render_all
+
+    manifest = read_manifest(manifest_path)
+    if check:
+        if stale := out_of_date(manifest, output or CARDS):
+            raise LearngeneError(f"Run `python -m upload render`: out of date are {', '.join(stale)}")
+        console.print("All cards are up to date")
+        return
+    for name in render_all(manifest, output or CARDS):
+        console.print(name, markup=False, highlight=False)
