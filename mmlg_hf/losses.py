@@ -124,7 +124,7 @@ def affinity_distillation_loss(
     *,
     scale: float = 50.0,
 ) -> Tensor:
-    """Affinity mimicking of TinyCLIP (Wu et al., ICCV 2023, equations 1 to 4).
+    """Affinity mimicking of TinyCLIP (Wu et al., ICCV 2023).
 
     1/2 [CE(softmax(scale * A_i2t), softmax(scale * S_i2t)) + the same text to image], A and S being the ancestor's and
     our own similarities of each row to the rows of all processes. The smallest value is the entropy of the ancestor's
@@ -160,9 +160,8 @@ def affinity_distillation_loss(
 def feature_distillation_loss(embeds: Tensor, ancestor_embeds: Tensor) -> Tensor:
     """Feature distillation of CLIP-KD (Yang et al., CVPR 2024), on one modality's embeddings.
 
-    The squared distance ||e/|e| - a/|a|||^2, summed over D, between 0 and 4. (CLIP-KD averages over D instead and
-    weights by 2000: this is D times theirs before weighting, and does not depend on D.) Computed in float32; no
-    gradient reaches the ancestor.
+    The squared distance ||e/|e| - a/|a|||^2, summed over D, between 0 and 4, so that a weight means the same for every
+    embedding size. Computed in float32; no gradient reaches the ancestor.
 
     Args:
         embeds: our rows [B, D], normalised here.

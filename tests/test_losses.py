@@ -1,0 +1,124 @@
+"""The losses against algebra and against the loss inside stock CLIP."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers.models.clip.modeling_clip import image_text_contrastive_loss
+
+from mmlg_hf.errors import LearngeneError
+from mmlg_hf.losses import (
+    affinity_distillation_loss,
+    contrastive_loss,
+    feature_distillation_loss,
+    gather_embeddings,
+)
+
+
+def unit_rows(rows, dim, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(rows, dim, generator=generator), dim=-1)
+
+
+def test_gathering_on_one_process_returns_the_same_tensor_and_offset_0():
+    embeds = unit_rows(3, 4)
+    gathered, offset = gather_embeddings(embeds)
+    assert gathered is embeds
+    assert offset == 0
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+def test_contrastive_loss_of_zero_embeddings_is_log_batch(label_smoothing):
+    zeros = torch.zeros(7, 5)
+    loss = contrastive_loss(zeros, zeros, 100.0, label_smoothing=label_smoothing)
+    assert loss.item() == pytest.approx(math.log(7))
+
+
+def test_contrastive_loss_of_perfectly_aligned_orthogonal_pairs():
+    eye, scale = torch.eye(6), 5.0
+    expected = -math.log(math.exp(scale) / (math.exp(scale) + 5))
+    assert contrastive_loss(eye, eye, scale).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_contrastive_loss_and_its_gradients_equal_those_of_stock_clip():
+    ours = [unit_rows(8, 16, 1).requires_grad_(), unit_rows(8, 16, 2).requires_grad_(), torch.tensor(2.5)]
+    stock = [tensor.detach().clone().requires_grad_() for tensor in ours]
+    ours[2].requires_grad_()
+    loss = contrastive_loss(ours[0], ours[1], ours[2].exp())
+    expected = image_text_contrastive_loss(stock[1] @ stock[0].T * stock[2].exp())
+    torch.testing.assert_close(loss, expected)
+    gradients = torch.autograd.grad(loss, ours), torch.autograd.grad(expected, stock)
+    for gradient, of_stock in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, of_stock, atol=1e-6, rtol=1e-5)
+
+
+def test_label_smoothing_spreads_its_share_of_the_target_over_all_rows():
+    images, texts, smoothing = unit_rows(5, 8, 1), unit_rows(5, 8, 2), 0.2
+    logits = images @ texts.T * 10
+    target = (1 - smoothing) * torch.eye(5) + smoothing / 5
+    expected = -(target * logits.log_softmax(1)).sum(1).mean() - (target * logits.T.log_softmax(1)).sum(1).mean()
+    loss = contrastive_loss(images, texts, 10.0, label_smoothing=smoothing)
+    assert loss.item() == pytest.approx(expected.item() / 2, rel=1e-5)
+
+
+def test_affinity_loss_of_equal_embeddings_is_the_entropy_of_the_affinities_and_has_no_gradient():
+    images, texts = unit_rows(6, 8, 1).requires_grad_(), unit_rows(6, 8, 2).requires_grad_()
+    loss = affinity_distillation_loss(images, texts, images.detach(), texts.detach(), scale=20.0)
+    logits = (images @ texts.T * 20).detach()
+    entropies = [-(a.softmax(1) * a.log_softmax(1)).sum(1).mean() for a in (logits, logits.T)]
+    assert loss.item() == pytest.approx((entropies[0] + entropies[1]).item() / 2, rel=1e-5)
+    for gradient in torch.autograd.grad(loss, (images, texts)):
+        assert gradient.abs().max() < 1e-6
+
+
+def test_affinity_loss_of_zero_embeddings_is_log_batch_whatever_the_ancestor():
+    zeros = torch.zeros(9, 4)
+    loss = affinity_distillation_loss(zeros, zeros, unit_rows(9, 7, 1), unit_rows(9, 7, 2))
+    assert loss.item() == pytest.approx(math.log(9), rel=1e-5)
+
+
+def test_affinity_loss_with_a_certain_ancestor_is_the_contrastive_loss():
+    images, texts = unit_rows(4, 8, 1), unit_rows(4, 8, 2)
+    certain = torch.eye(4)
+    loss = affinity_distillation_loss(images, texts, certain, certain, scale=50.0)
+    assert loss.item() == pytest.approx(contrastive_loss(images, texts, 50.0).item(), rel=1e-5)
+
+
+def test_feature_loss_is_the_squared_distance_of_the_normalised_rows():
+    x, y = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 0.2]])
+    assert feature_distillation_loss(x, 5 * x).item() == pytest.approx(0)
+    assert feature_distillation_loss(x, y).item() == pytest.approx(2)
+    assert feature_distillation_loss(x, -x).item() == pytest.approx(4)
+    both = feature_distillation_loss(torch.cat([x, x]), torch.cat([x, -x]))
+    assert both.item() == pytest.approx(2)
+
+
+def test_distillation_sends_no_gradient_to_the_ancestor():
+    own, ancestor = unit_rows(4, 8, 1).requires_grad_(), unit_rows(4, 8, 2).requires_grad_()
+    loss = affinity_distillation_loss(own, own, ancestor, ancestor) + feature_distillation_loss(own, ancestor)
+    loss.backward()
+    assert own.grad is not None
+    assert ancestor.grad is None
+
+
+def test_losses_are_taken_in_float32_under_bf16_autocast():
+    images, texts = unit_rows(8, 16, 1), unit_rows(8, 16, 2)
+    expected = contrastive_loss(images, texts, 100.0)
+    affinity = affinity_distillation_loss(images, texts, texts, images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert contrastive_loss(images, texts, 100.0).item() == pytest.approx(expected.item(), rel=1e-6)
+        assert affinity_distillation_loss(images, texts, texts, images).item() == pytest.approx(affinity.item())
+    low = contrastive_loss(images.bfloat16(), texts.bfloat16(), torch.tensor(100.0, dtype=torch.bfloat16))
+    assert low.dtype == torch.float32
+
+
+def test_rows_that_do_not_pair_up_are_refused():
+    with pytest.raises(LearngeneError, match=r"image_embeds \[3, 4\], text_embeds \[2, 4\]"):
+        contrastive_loss(torch.zeros(3, 4), torch.zeros(2, 4), 1.0)
+    with pytest.raises(LearngeneError, match="one row for each pair"):
+        contrastive_loss(torch.zeros(0, 4), torch.zeros(0, 4), 1.0)
+    with pytest.raises(LearngeneError, match=r"ancestor_text_embeds \[2, 4\]"):
+        affinity_distillation_loss(torch.zeros(3, 4), torch.zeros(3, 4), torch.zeros(3, 4), torch.zeros(2, 4))
+    with pytest.raises(LearngeneError, match="got 4 and the ancestor's 8: set projection_dim"):
+        feature_distillation_loss(torch.zeros(3, 4), torch.zeros(3, 8))
