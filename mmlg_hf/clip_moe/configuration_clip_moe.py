@@ -80,8 +80,8 @@ class CLIPMoETextConfig(CLIPTextConfig):
 class CLIPMoEConfig(CLIPConfig):
     """A CLIP whose MLPs, in the layers chosen, are top-k routed experts.
 
-    `num_experts` and `num_experts_per_tok` are the same in both encoders. They are kept in the encoders' own configs, so
-    that either encoder loads alone; here they are read and set for both, also as keyword arguments.
+    `num_experts` and `num_experts_per_tok` are the same in both encoders. They are kept in the encoders' own configs,
+    so that either encoder loads alone; here they are read and set for both, also as keyword arguments.
 
     Args:
         vision_config: a `CLIPMoEVisionConfig` or its dictionary; None takes the defaults.

@@ -1,6 +1,6 @@
 """A CLIP whose MLPs are top-k routed experts (CLIP-MoE, arXiv 2409.19291): stock CLIP in everything else.
 
-Attention, embeddings, pooling and projections are transformers' own classes; only the MLP of the chosen layers differs.
+Attention, embeddings, pooling and projections are transformers' own classes; only the chosen layers' MLPs differ.
 """
 
 from dataclasses import dataclass
@@ -34,10 +34,13 @@ from transformers.models.clip.modeling_clip import (
     CLIPVisionEmbeddings,
 )
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_clip_moe import CLIPMoEConfig, CLIPMoETextConfig, CLIPMoEVisionConfig
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -45,8 +48,8 @@ class CLIPMoEOutput(CLIPOutput):
     """What `CLIPModel` returns, and the load-balancing loss.
 
     Args:
-        aux_loss (`torch.Tensor`, *optional*): `router_aux_loss_coef` * (image balance + text balance / 2), a scalar that
-            is contained in `loss`. None unless router logits were recorded.
+        aux_loss (`torch.Tensor`, *optional*): `router_aux_loss_coef` * (image balance + text balance / 2), a scalar
+            that is contained in `loss`. None unless router logits were recorded.
     """
 
     aux_loss: torch.Tensor | None = None
@@ -151,7 +154,7 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
     config: CLIPMoEConfig
     base_model_prefix = "clip_moe"
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPMoEEncoderLayer", "CLIPVisionEmbeddings"]
-    # The answer is otherwise cached on CLIPPreTrainedModel by whichever model is built first, and inherited from there.
+    # Otherwise the answer is cached on CLIPPreTrainedModel by whichever model is built first, and inherited here.
     _can_set_experts_implementation_cached_value = True
     _can_record_outputs = {
         "router_logits": OutputRecorder(CLIPMoERouter, index=0),
@@ -258,8 +261,8 @@ class CLIPMoEModel(CLIPMoEPreTrainedModel, CLIPModel):
         )
         aux_loss = None
         if output_router_logits:
-            image = _balance_loss(outputs.vision_model_output.router_logits, self.config.vision_config)
-            text = _balance_loss(outputs.text_model_output.router_logits, self.config.text_config, attention_mask)
+            image = _balance_loss(self.vision_model, outputs.vision_model_output.router_logits)
+            text = _balance_loss(self.text_model, outputs.text_model_output.router_logits, attention_mask)
             aux_loss = self.config.router_aux_loss_coef * (image + text.to(image.device) / 2)
         loss = outputs.loss
         if loss is not None and aux_loss is not None:
@@ -331,9 +334,7 @@ class CLIPMoEForImageClassification(CLIPMoEPreTrainedModel, CLIPForImageClassifi
         logits = self.classifier(outputs.last_hidden_state[:, 1:, :].mean(dim=1))  # [B, num_labels]
         loss = aux_loss = None
         if output_router_logits:
-            aux_loss = self.config.router_aux_loss_coef * _balance_loss(
-                outputs.router_logits, self.config.vision_config
-            )
+            aux_loss = self.config.router_aux_loss_coef * _balance_loss(self.vision_model, outputs.router_logits)
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config)
             loss = loss if aux_loss is None else loss + aux_loss.to(loss.device)
@@ -347,17 +348,25 @@ class CLIPMoEForImageClassification(CLIPMoEPreTrainedModel, CLIPForImageClassifi
 
 
 def _balance_loss(
+    encoder: CLIPMoEVisionModel | CLIPMoETextModel,
     router_logits: tuple[torch.Tensor, ...],
-    config: CLIPMoEVisionConfig | CLIPMoETextConfig,
     attention_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Load-balancing loss of one encoder, E * sum_e f_e * P_e over the tokens of all its mixtures.
 
-    f_e is the share of tokens routed to expert e, counted over the k slots, and P_e its mean probability. The least value,
-    k, is that of an even load. Tokens whose `attention_mask` [B, T] is 0 are left out. 0 without any mixture.
+    f_e is the share of tokens routed to expert e, counted over the k slots, and P_e its mean probability. The least
+    value, k, is that of an even load. Tokens whose `attention_mask` [B, T] is 0 are left out. 0 without any mixture.
     """
     if not router_logits:
         return torch.zeros(())
+    routers = [module for module in encoder.modules() if isinstance(module, CLIPMoERouter)]
+    trained = any(router.weight.requires_grad for router in routers)
+    if trained and torch.is_grad_enabled() and not router_logits[-1].requires_grad:
+        logger.warning_once(
+            "The load-balancing loss has no gradient: reentrant gradient checkpointing cuts router logits off. Pass "
+            'gradient_checkpointing_kwargs={"use_reentrant": False}.'
+        )
+    config = encoder.config
     return load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask)
 
 

@@ -90,10 +90,10 @@ def upcycle(
 ) -> CLIPMoEModel:
     """Assemble a mixture from a base CLIP and fine-tunes of it that differ from it in the MLPs alone.
 
-    Everything but the MLPs comes from the base. In each chosen layer expert 0 is the base's MLP and expert i the MLP of
-    `experts[i - 1]`; a new router (normal, standard deviation 0.02) chooses among them. A router's top-k weights sum to
-    1, so experts that are all copies of the base give a mixture that computes what the base computes: that is plain
-    (sparse) upcycling.
+    Everything but the MLPs comes from the base. In each chosen layer expert 0 is the base's MLP and expert i the MLP
+    of `experts[i - 1]`; a new router (normal, standard deviation 0.02) chooses among them. A router's top-k weights
+    sum to 1, so experts that are all copies of the base give a mixture that computes what the base computes: that is
+    plain (sparse) upcycling.
 
     Args:
         base: a Hub id, a folder or a `CLIPModel`.
@@ -108,8 +108,8 @@ def upcycle(
         The mixture in the base's dtype, in evaluation mode. It shares no tensor with what was given.
 
     Raises:
-        LearngeneError: k above E, no expert, a base or an expert that is a mixture already or no CLIP, experts of other
-            shapes, or experts that differ outside the chosen MLPs (naming the first such tensor).
+        LearngeneError: k above E, no expert, a base or an expert that is a mixture already or no CLIP, experts of
+            other shapes, or experts that differ outside the chosen MLPs (naming the first such tensor).
     """
     num_experts = len(experts) + 1
     if num_experts < 2:
