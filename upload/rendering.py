@@ -86,7 +86,7 @@ def _page(manifest: Manifest, rows: list[dict[str, Any]]) -> str:
         f"# The zoo, version {manifest.version}\n\n"
         f"{table}\n\n"
         "Data set, split and spread of the figures are on each card.\n\n"
-        f"These cards name the namespace `{manifest.namespace}`; `python -m upload publish --namespace ORG` renders "
-        "them for the one that it publishes to. Made by `python -m upload render` from `upload/zoo.yaml`, the templates "
-        "in `mmlg_hf/card_templates/` and the measured results: change those, not these files.\n"
+        f"These cards name the namespace `{manifest.namespace}`; `python -m upload publish --namespace ORG` renders\n"
+        "them for the one that it publishes to. Made by `python -m upload render` from `upload/zoo.yaml`, the\n"
+        "templates in `mmlg_hf/card_templates/` and the measured results: change those, not these files.\n"
     )

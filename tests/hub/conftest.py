@@ -12,6 +12,7 @@ import pytest
 from hub_double import HubDouble
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 # Stands in for a machine without the package: an import of it fails, wherever it may be installed.
 HIDE_PACKAGE = """
 import sys
@@ -67,3 +68,21 @@ def hub():
 @pytest.fixture
 def client(hub, tmp_path):
     return Client(hub, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory):
+    """The manifest of the pico zoo; its folder is shared by all tests, so they leave it as it is."""
+    from pico_zoo import write_zoo
+
+    return write_zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(scope="session")
+def staged_descendant(zoo, tmp_path_factory):
+    """`pico-clip` of the pico zoo, staged for the namespace `demo`: copy it before you change it."""
+    from upload.manifest import read_manifest
+    from upload.staging import stage
+
+    manifest = read_manifest(zoo)
+    return stage(manifest["pico-clip"], manifest, tmp_path_factory.mktemp("staged") / "pico-clip", "demo")

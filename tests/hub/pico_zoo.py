@@ -41,7 +41,8 @@ def save_pico_gene(folder: Path, seed: int = 0) -> LearngeneModel:
     parts = pico_clip(vision_width=32, text_width=16).config
     config = LearngeneConfig(
         vision_config=parts.vision_config.to_dict(),
-        text_config=parts.text_config.to_dict(),
+        # Room for the stock pipeline's prompt, whose words the pico tokenizer spells out.
+        text_config=parts.text_config.to_dict() | {"max_position_embeddings": 48},
         projection_dim=16,
         ancestor={"id": "runs/ancestor", "parameters": 100_000},
         recipe={"data": "squares", "steps": 10, "seconds": 1.5},
