@@ -1,0 +1,136 @@
+"""The encoders that are aligned: loading them, recording where they came from, and knowing them again."""
+
+import hashlib
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from ..errors import LearngeneError
+
+_INPUT_OF = {"vision": "pixel_values", "text": "input_ids"}
+_SAMPLED_VALUES = 64
+
+
+def load_encoder(
+    source: str | os.PathLike | PreTrainedModel, modality: str, *, revision: str | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """Return the bare encoder of one modality, without head or projection.
+
+    Args:
+        source: a Hub id, a folder, or a model: an encoder, one with a head, or a model that holds one for each
+            modality.
+        modality: "vision" or "text".
+        revision: branch, tag or commit of a Hub id; None takes main.
+        kwargs: passed on to `from_pretrained`.
+
+    Raises:
+        LearngeneError: if it cannot be loaded, or is no encoder of that modality.
+    """
+    if isinstance(source, PreTrainedModel):
+        encoder = _bare(source, modality)
+    else:
+        encoder = _load(os.fspath(source), modality, revision=revision, **kwargs)
+    if encoder.main_input_name != _INPUT_OF[modality] or encoder.config.is_encoder_decoder:
+        takes = "an encoder-decoder" if encoder.config.is_encoder_decoder else f"which takes {encoder.main_input_name}"
+        raise LearngeneError(
+            f"the {modality} encoder is a {type(encoder).__name__}, {takes}: give an encoder of {_INPUT_OF[modality]}"
+        )
+    if not hasattr(encoder.config, "hidden_size") and hasattr(encoder.config, "hidden_sizes"):
+        encoder.config.hidden_size = encoder.config.hidden_sizes[-1]  # convolutional encoders give one for each stage
+    return encoder
+
+
+def _bare(model: PreTrainedModel, modality: str) -> PreTrainedModel:
+    part = getattr(model, f"{modality}_model", None)
+    return part if isinstance(part, PreTrainedModel) else model.base_model
+
+
+def _load(name: str, modality: str, **kwargs: Any) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(name, **{key: kwargs[key] for key in kwargs if key != "dtype"})
+        if config.model_type == "learngene":
+            raise LearngeneError(
+                f"{name!r} is a learngene: grow the {modality} encoder from it with from_learngene("
+                f"..., modality={'image' if modality == 'vision' else 'text'!r}) and give that"
+            )
+        # A repository that holds both modalities (CLIP, SigLIP) is read as the one asked for.
+        config = getattr(config, f"{modality}_config", None) or config
+        if type(config) not in MODEL_MAPPING:
+            raise LearngeneError(f"{name!r} is a {config.model_type!r} model: transformers has no bare encoder of it")
+        return _bare(MODEL_MAPPING[type(config)].from_pretrained(name, config=config, **kwargs), modality)
+    except (OSError, ValueError) as error:
+        if isinstance(error, LearngeneError):
+            raise
+        at = f" at revision {kwargs['revision']}" if kwargs.get("revision") else ""
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LearngeneError(f"cannot load the {modality} encoder {name!r}{at}: {reason}") from error
+
+
+def record_base(source: str | os.PathLike | PreTrainedModel, encoder: PreTrainedModel) -> dict[str, Any] | None:
+    """Say where an encoder came from, so that it can be found and known again.
+
+    Returns:
+        `name` (Hub id or folder), `revision` (commit; None for a folder) and `fingerprint`; None for a model that was
+        made in memory.
+    """
+    config = source.config if isinstance(source, PreTrainedModel) else encoder.config
+    name = config.name_or_path if isinstance(source, PreTrainedModel) else os.fspath(source)
+    if not name:
+        return None
+    return {"name": name, "revision": getattr(config, "_commit_hash", None), "fingerprint": fingerprint(encoder)}
+
+
+def fingerprint(encoder: nn.Module) -> str | None:
+    """Hash the names, shapes and some values of an encoder's parameters; alike in float32, float16 and bfloat16.
+
+    Returns:
+        16 hexadecimal digits, or None for an encoder on the meta device, which has no values.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(encoder.named_parameters()):
+        if parameter.is_meta:
+            return None
+        values = parameter.detach().flatten()[:_SAMPLED_VALUES].cpu().to(torch.bfloat16)
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(values.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_base(record: dict[str, Any] | None, modality: str, replacement: Any, **kwargs: Any) -> PreTrainedModel:
+    """Load the encoder that an aligned pair was saved without.
+
+    Args:
+        record: what `record_base` gave.
+        replacement: where the encoder is now: a Hub id, a folder, or the model; None takes the recorded place.
+
+    Raises:
+        LearngeneError: if it is not there, or is another one.
+    """
+    name = (record or {}).get("name")
+    try:
+        if replacement is None and name is None:
+            raise LearngeneError(f"no {modality} encoder is recorded")
+        recorded = {"revision": (record or {}).get("revision")} if replacement is None else {}
+        encoder = load_encoder(name if replacement is None else replacement, modality, **recorded, **kwargs)
+    except LearngeneError as error:
+        raise LearngeneError(
+            f"the base {modality} encoder {name!r} of this aligned pair is missing: {error}. Say where it is with "
+            f"from_pretrained(..., {modality}=...)"
+        ) from error
+    return encoder
+
+
+def check_base(encoder: PreTrainedModel, record: dict[str, Any] | None, modality: str) -> None:
+    """Raise a LearngeneError unless the encoder is the one that was recorded."""
+    wanted, found = (record or {}).get("fingerprint"), fingerprint(encoder)
+    if wanted and found and wanted != found:
+        at = f" at {record['revision']}" if record and record.get("revision") else ""
+        raise LearngeneError(
+            f"this aligned pair was trained on another {modality} encoder: on {(record or {})['name']!r}{at} "
+            f"(fingerprint {wanted}), and this {type(encoder).__name__} has fingerprint {found}. Give the one it was "
+            f"trained on with from_pretrained(..., {modality}=...)"
+        )

@@ -1,0 +1,339 @@
+"""The aligned pair: any image encoder and any text encoder, on `VisionTextDualEncoderModel`'s contract."""
+
+import os
+from math import log
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    PreTrainedModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPOutput
+from transformers.utils import can_return_tuple
+
+from ..errors import LearngeneError
+from ..losses import contrastive_loss
+from .pooling import check_pooling, pool_image, pool_text
+from .recipes import add_trained_modules, mark_trainable, parts_of
+from .report import count_parameters, trainable_table
+from .saving import complete_weights, frozen_names, read_weights
+
+# LilT clamps its temperature to [0.001, 0.5]; the logit scale is ln(1 / temperature).
+MIN_LOGIT_SCALE, MAX_LOGIT_SCALE = log(1 / 0.5), log(1 / 0.001)
+_HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
+
+
+@strict
+class DualEncoderConfig(VisionTextDualEncoderConfig):
+    """Configuration of a `DualEncoderModel`.
+
+    Args:
+        vision_config: the image encoder's own configuration.
+        text_config: the text encoder's own configuration.
+        projection_dim: size of the shared space; 256 in LilT.
+        logit_scale_init_value: ln(1 / temperature) at the start; LilT's temperature is 0.07.
+        vision_pooling: "class", "mean" (over patches) or "pooler" (the encoder's own).
+        text_pooling: "class", "mean" (over tokens), "end" (the last token) or "pooler".
+        projection_bias: whether the projections have a bias, as LilT's do.
+        recipe: what trains, see `mmlg_hf.alignment.RECIPES`.
+        adapter_reduction: layer-wise adapters' bottleneck is the width divided by this.
+        lora_rank: rank of LoRA's updates; None takes 1/24 of each encoder's width (32 at 768).
+        vision_base: `name`, `revision` and `fingerprint` of the image encoder before alignment; None for one made in
+            memory.
+        text_base: the same of the text encoder.
+    """
+
+    model_type = "mmlg-dual-encoder"
+
+    projection_dim: int = 256
+    vision_pooling: str = "class"
+    text_pooling: str = "class"
+    projection_bias: bool = True
+    recipe: str = "full"
+    adapter_reduction: int = 4
+    lora_rank: int | None = None
+    vision_base: dict | None = None
+    text_base: dict | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_pooling("vision", self.vision_pooling)
+        check_pooling("text", self.text_pooling)
+        parts_of(self.recipe)
+        if self.projection_dim < 1 or (self.lora_rank is not None and self.lora_rank < 1):
+            raise LearngeneError(
+                f"projection_dim is {self.projection_dim} and lora_rank {self.lora_rank}: both take 1 or more"
+            )
+        super().__post_init__(**kwargs)
+
+
+class DualEncoderModel(VisionTextDualEncoderModel):
+    """An image encoder and a text encoder with projections into one space and a temperature; made by `align`.
+
+    Takes and returns what `VisionTextDualEncoderModel` does. The states that are projected are chosen by the config's
+    poolings rather than always the encoder's `pooler_output`, and the loss counts the negatives of all processes.
+
+    Saving writes the trained part alone, where both encoders can be found again (see `save_pretrained`).
+    """
+
+    config: DualEncoderConfig
+    config_class = DualEncoderConfig
+    supports_gradient_checkpointing = True
+
+    def __init__(
+        self,
+        config: DualEncoderConfig | None = None,
+        vision_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config, vision_model, text_model)
+        for modality, encoder in (("vision", self.vision_model), ("text", self.text_model)):
+            # A pooler that nothing reads would be trained by no gradient, counted, and missed by distributed training.
+            if getattr(self.config, f"{modality}_pooling") != "pooler" and hasattr(encoder, "pooler"):
+                encoder.pooler = None
+        if self.config.projection_bias:
+            dimension = self.config.projection_dim
+            self.visual_projection = nn.Linear(self.vision_embed_dim, dimension)
+            self.text_projection = nn.Linear(self.text_embed_dim, dimension)
+            self._init_weights(self.visual_projection)
+            self._init_weights(self.text_projection)
+        add_trained_modules(self)
+        mark_trainable(self)
+        # What Trainer need not look for in a checkpoint when it resumes.
+        self._keys_to_ignore_on_save = frozen_names(self) if self.can_be_rebuilt else set()
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Return the image encoder's outputs, with the projected state [B, projection_dim] as `pooler_output`.
+
+        Args:
+            pixel_values: [B, C, H, W].
+        """
+        outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **_given(kwargs))
+        pooled = pool_image(self.vision_model, outputs, self.config.vision_pooling, pixel_values)
+        return _with_pooled(outputs, self.visual_projection(pooled))
+
+    @can_return_tuple
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Return the text encoder's outputs, with the projected state [B, projection_dim] as `pooler_output`.
+
+        Args:
+            input_ids: [B, T].
+            attention_mask: [B, T]; None means that there is no padding.
+        """
+        outputs = self.text_model(
+            input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **_given(kwargs)
+        )
+        pooled = pool_text(self.text_model, outputs, self.config.text_pooling, attention_mask)
+        return _with_pooled(outputs, self.text_projection(pooled))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_loss: bool | None = None,
+        token_type_ids: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> CLIPOutput:
+        """Embed images and texts, and compare each with each.
+
+        Args:
+            input_ids: [B, T].
+            pixel_values: [I, C, H, W]; I equals B where `return_loss` is set.
+            return_loss: whether to return the contrastive loss with the negatives of all processes.
+        """
+        if pixel_values is None or input_ids is None:
+            missing = "pixel_values" if pixel_values is None else "input_ids"
+            raise LearngeneError(
+                f"{missing} is missing: forward compares images with texts; embed one of them with get_image_features "
+                "or get_text_features"
+            )
+        wanted = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        vision_outputs = self.get_image_features(pixel_values, **wanted)
+        text_outputs = self.get_text_features(
+            input_ids, attention_mask, position_ids=position_ids, token_type_ids=token_type_ids, **wanted
+        )
+        image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
+        text_embeds = F.normalize(text_outputs.pooler_output, dim=-1)
+        if self.training and self.logit_scale.requires_grad:
+            with torch.no_grad():
+                self.logit_scale.clamp_(MIN_LOGIT_SCALE, MAX_LOGIT_SCALE)
+        scale = self.logit_scale.exp()
+        logits_per_text = text_embeds @ image_embeds.T * scale
+        return CLIPOutput(
+            loss=contrastive_loss(image_embeds, text_embeds, scale) if return_loss else None,
+            logits_per_image=logits_per_text.T,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Return the numbers of trainable parameters and of all parameters, as peft's method of that name does.
+
+        A LayerNorm under peft's LayerNorm tuning counts once, though its original is kept beside the trained copy.
+        """
+        return count_parameters(self)["all"]
+
+    def print_trainable_parameters(self) -> None:
+        """Print a table of trainable and of all parameters, for each encoder, the projections and the whole."""
+        from rich.console import Console
+
+        Console().print(trainable_table(self))
+
+    def merge_and_unload(self) -> "DualEncoderModel":
+        """Fold what was trained into plain weights and return the model, now of recipe "full".
+
+        LoRA's updates are added to the weights and tuned LayerNorms take their originals' place. The other recipes
+        without adapters have changed plain weights to begin with. The merged model is saved whole.
+
+        Raises:
+            LearngeneError: for layer-wise adapters, which are no linear maps; nothing is changed then.
+        """
+        if "adapters" in parts_of(self.config.recipe):
+            from .adapters import CANNOT_MERGE
+
+            raise LearngeneError(CANNOT_MERGE)
+        for name, module in list(self.named_modules()):
+            if hasattr(module, "get_base_layer"):  # a peft layer
+                module.merge()
+                self.set_submodule(name, module.get_base_layer())
+        if hasattr(self, "peft_config"):
+            del self.peft_config
+        self.config.recipe, self.config.vision_base, self.config.text_base = "full", None, None
+        mark_trainable(self)
+        self._keys_to_ignore_on_save = set()
+        return self
+
+    @property
+    def can_be_rebuilt(self) -> bool:
+        """Whether every encoder with frozen weights can be found again, so that the trained part is enough to save."""
+        frozen = frozen_names(self)
+        return all(
+            getattr(self.config, f"{modality}_base") is not None
+            or not any(name.startswith(f"{modality}_model.") for name in frozen)
+            for modality in ("vision", "text")
+        )
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, trained_only: bool | None = None, **kwargs: Any
+    ) -> None:
+        """Save the trained part and the config, which names the encoders by id and commit.
+
+        The folder holds config.json and model.safetensors, as any model's does; frozen weights are left out of the
+        latter. `from_pretrained` takes them from the encoders' own repositories.
+
+        Args:
+            save_directory: the folder, made if need be.
+            trained_only: False saves the frozen weights too. None leaves them out where both encoders can be found
+                again: they were given to `align` by name, or as models that were loaded by name.
+            args, kwargs: as for `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            LearngeneError: `trained_only` is True, and an encoder was made in memory.
+        """
+        if trained_only and not self.can_be_rebuilt:
+            raise LearngeneError(
+                "only the trained part was to be saved, but no name is recorded for an encoder, so nothing could load "
+                "it again: save the encoders first and align them by folder or Hub id, or leave trained_only out"
+            )
+        leave_out = self.can_be_rebuilt if trained_only is None else trained_only
+        self._keys_to_ignore_on_save = frozen_names(self) if leave_out else set()
+        # Names as they are in memory: Trainer reads checkpoints so, and added modules have no other names.
+        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any = None, *args: Any, vision: Any = None, text: Any = None, **kwargs: Any
+    ) -> Any:
+        """Load an aligned pair, fetching the encoders it was saved without.
+
+        Args:
+            pretrained_model_name_or_path: a Hub id or a folder.
+            vision: where the image encoder is now: a Hub id, a folder or a model; None takes the recorded place.
+            text: the same for the text encoder.
+            kwargs: as for `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            LearngeneError: if a base encoder is missing or is another one than the pair was trained on, or if weights
+                are missing, unexpected or of another shape.
+        """
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(None, *args, **kwargs)
+        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+        config = kwargs.pop("config", None) or cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
+        weights = complete_weights(cls, config, read_weights(pretrained_model_name_or_path, **hub), vision, text, hub)
+        model = super().from_pretrained(None, *args, config=config, state_dict=weights, **kwargs)
+        loaded = model[0] if isinstance(model, tuple) else model
+        loaded.config._name_or_path = os.fspath(pretrained_model_name_or_path)
+        mark_trainable(loaded)
+        return model
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        processor: Any = None,
+        results: Any = None,
+        license: str | None = None,
+        trained_only: bool | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload aligned image and text encoders",
+        create_pr: bool = False,
+        **kwargs: Any,
+    ) -> str:
+        """Push what `save_pretrained` writes, the processor, and a card.
+
+        Args:
+            repo_id: "namespace/name", made if need be.
+            processor: the processor to push along; None pushes none.
+            results: measured results for the card, see `mmlg_hf.create_model_card`; None leaves them out.
+            license: licence of the trained part; None leaves it out of the card.
+            trained_only: as for `save_pretrained`.
+            private, token, revision, commit_message, create_pr: as for `PreTrainedModel.push_to_hub`.
+            kwargs: further settings of `mmlg_hf.create_model_card`.
+
+        Returns:
+            the address of the commit.
+        """
+        from .saving import push
+
+        settings = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
+        card = {"results": results, "license": license, **kwargs}
+        return push(self, repo_id, processor, card, trained_only, {**settings, "commit_message": commit_message})
+
+
+def _given(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is None: not every encoder takes every argument."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _with_pooled(outputs: Any, pooled: Tensor) -> BaseModelOutputWithPooling:
+    return BaseModelOutputWithPooling(
+        last_hidden_state=outputs.last_hidden_state,
+        pooler_output=pooled,
+        hidden_states=getattr(outputs, "hidden_states", None),
+        attentions=getattr(outputs, "attentions", None),
+    )
+
+
+AutoConfig.register(DualEncoderConfig.model_type, DualEncoderConfig, exist_ok=True)
+AutoModel.register(DualEncoderConfig, DualEncoderModel, exist_ok=True)

@@ -1,0 +1,193 @@
+"""Joining an image encoder and a text encoder into one model: `align`, and the processor that goes with it."""
+
+import os
+from math import log
+from typing import Any
+
+import torch
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    VisionTextDualEncoderProcessor,
+)
+
+from ..errors import LearngeneError
+from .bases import load_encoder, record_base
+from .dual_encoder import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE, DualEncoderConfig, DualEncoderModel
+from .pooling import check_pooling, default_pooling
+from .recipes import parts_of
+
+
+def align(
+    vision: str | os.PathLike | PreTrainedModel,
+    text: str | os.PathLike | PreTrainedModel,
+    recipe: str = "lilt",
+    *,
+    vision_pooling: str | None = None,
+    text_pooling: str | None = None,
+    projection_dim: int = 256,
+    temperature: float = 0.07,
+    adapter_reduction: int = 4,
+    lora_rank: int | None = None,
+    vision_revision: str | None = None,
+    text_revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    **kwargs: Any,
+) -> DualEncoderModel:
+    """Join an image encoder and a text encoder, ready to be aligned by contrastive training (LilT, arXiv 2303.11866).
+
+    The result takes and returns what `VisionTextDualEncoderModel` does. Train it with `mmlg_hf.ContrastiveTrainer` and
+    the processor of `load_processor`.
+
+    Args:
+        vision: a Hub id, a folder or a model: a CLIP vision descendant, ViT, DeiT, DINOv2, Swin, SigLIP, ... A model
+            is taken over as it is, without its head.
+        text: the same: a CLIP text descendant, BERT, MiniLM, XLM-R, DistilBERT, ...
+        recipe: what trains beside the new projections and the temperature: "full" (all), "lit" (the text encoder),
+            "projections" (nothing), "layernorm", "bitfit", "adapters", "lilt" (adapters and LayerNorms), "lora", or
+            several of layernorm, bitfit, adapters, lora joined by "+".
+        vision_pooling: "class" (the class token), "mean" (over patches) or "pooler" (the encoder's own). None takes
+            what the encoder was trained for.
+        text_pooling: "class", "mean" (over tokens), "end" (the last token) or "pooler". None takes "end" for encoders
+            that read from left to right and "class" for others; sentence encoders such as MiniLM want "mean".
+        projection_dim: size of the shared space.
+        temperature: the start of the learnt temperature, which training keeps within [0.001, 0.5].
+        adapter_reduction: layer-wise adapters' bottleneck is the width divided by this.
+        lora_rank: rank of LoRA's updates; None takes 1/24 of each encoder's width.
+        vision_revision: branch, tag or commit of `vision` on the Hub; None takes main.
+        text_revision: the same of `text`.
+        dtype: data type of encoders loaded by name.
+        kwargs: `token`, `cache_dir`, `local_files_only`, ... for encoders loaded by name.
+
+    Raises:
+        LearngeneError: if an encoder cannot be loaded, is of the other modality or gives no state to pool, or if a
+            recipe, a pooling or a number is none.
+    """
+    parts_of(recipe)
+    if not 0.001 <= temperature <= 0.5:
+        raise LearngeneError(f"temperature is {temperature}: it takes 0.001 to 0.5, which training keeps it within")
+    settings: dict[str, Any] = {}
+    encoders: dict[str, PreTrainedModel] = {}
+    given = {"vision": (vision, vision_pooling, vision_revision), "text": (text, text_pooling, text_revision)}
+    for modality, (source, pooling, revision) in given.items():
+        encoder = load_encoder(source, modality, revision=revision, dtype=dtype, **kwargs)
+        encoders[modality] = encoder
+        settings[f"{modality}_pooling"] = check_pooling(modality, pooling or default_pooling(modality, encoder.config))
+        settings[f"{modality}_base"] = record_base(source, encoder)
+    config = DualEncoderConfig.from_vision_text_configs(
+        encoders["vision"].config,
+        encoders["text"].config,
+        projection_dim=projection_dim,
+        logit_scale_init_value=min(max(log(1 / temperature), MIN_LOGIT_SCALE), MAX_LOGIT_SCALE),
+        recipe=recipe,
+        adapter_reduction=adapter_reduction,
+        lora_rank=lora_rank,
+        **settings,
+    )
+    model = DualEncoderModel(config, encoders["vision"], encoders["text"])
+    _check_encoders(model)
+    return model
+
+
+def _check_encoders(model: DualEncoderModel) -> None:
+    """Embed a blank image and a blank text, so that an encoder that cannot be pooled is met here."""
+    if model.logit_scale.is_meta:
+        return
+    mode = model.training
+    model.eval()
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    probes = {
+        "vision": lambda: model.get_image_features(_blank_image(model)),
+        "text": lambda: model.get_text_features(tokens),
+    }
+    for modality, probe in probes.items():
+        encoder = getattr(model, f"{modality}_model")
+        try:
+            with torch.no_grad():
+                probe()
+        except LearngeneError:
+            raise
+        except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+            pooling = getattr(model.config, f"{modality}_pooling")
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise LearngeneError(
+                f"the {modality} encoder {type(encoder).__name__} gives no usable state with "
+                f"{modality}_pooling={pooling!r} ({reason}): choose another pooling or another encoder"
+            ) from error
+    model.train(mode)
+
+
+def _blank_image(model: DualEncoderModel) -> torch.Tensor:
+    config = model.config.vision_config
+    size = getattr(config, "image_size", None) or 224
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return torch.zeros(1, getattr(config, "num_channels", 3), height, width, device=model.device, dtype=model.dtype)
+
+
+def load_processor(
+    model: DualEncoderModel, *, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any
+) -> VisionTextDualEncoderProcessor:
+    """Return the processor for an aligned pair: its image encoder's image processor and its text encoder's tokenizer.
+
+    Args:
+        model: from `align` or loaded.
+        image_processor: an image processor, or where to load one; None takes the image encoder's recorded place.
+        tokenizer: a tokenizer, or where to load one; None takes the text encoder's recorded place.
+        kwargs: `token`, `cache_dir`, `local_files_only`, ...
+
+    Raises:
+        LearngeneError: if one cannot be found, the images it makes are not of the size that the encoder takes, or the
+            tokenizer is not the text encoder's.
+    """
+    image_processor = _load_part(
+        AutoImageProcessor, image_processor, "image_processor", model.config.vision_base, kwargs
+    )
+    tokenizer = _load_part(AutoTokenizer, tokenizer, "tokenizer", model.config.text_base, kwargs)
+    _check_image_processor(model, image_processor)
+    _check_tokenizer(model, tokenizer)
+    return VisionTextDualEncoderProcessor(image_processor, tokenizer)
+
+
+def _load_part(auto: Any, given: Any, name: str, base: dict[str, Any] | None, kwargs: dict[str, Any]) -> Any:
+    if given is not None and not isinstance(given, (str, os.PathLike)):
+        return given
+    if given is None and base is None:
+        raise LearngeneError(f"the encoder was made in memory, so no {name} is known for it: pass {name}=...")
+    source = (base or {})["name"] if given is None else os.fspath(given)
+    revision = (base or {}).get("revision") if given is None else None
+    try:
+        return auto.from_pretrained(source, revision=revision, **kwargs)
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LearngeneError(f"no {name} can be loaded from {source!r} ({reason}): pass {name}=...") from error
+
+
+def _check_image_processor(model: DualEncoderModel, image_processor: Any) -> None:
+    from PIL import Image
+
+    pixels = image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
+    try:
+        with torch.no_grad():
+            model.get_image_features(pixels.to(model.device, model.dtype))
+    except (ValueError, RuntimeError) as error:
+        wanted = getattr(model.config.vision_config, "image_size", None)
+        raise LearngeneError(
+            f"the image processor makes images of {list(pixels.shape[1:])}, which the image encoder does not take: "
+            f"its image_size is {wanted}. Set the processor's size, or pass the encoder's own"
+        ) from error
+
+
+def _check_tokenizer(model: DualEncoderModel, tokenizer: Any) -> None:
+    config = model.config.text_config
+    if len(tokenizer) > config.vocab_size:
+        raise LearngeneError(
+            f"the tokenizer has {len(tokenizer)} tokens and the text encoder embeddings for {config.vocab_size}: it "
+            "is another encoder's tokenizer"
+        )
+    # 2 is what OpenAI's CLIP configs hold, and means the largest token.
+    if config.model_type == "clip_text_model" and config.eos_token_id not in (2, tokenizer.eos_token_id):
+        raise LearngeneError(
+            f"the tokenizer ends texts with token {tokenizer.eos_token_id} and the text encoder reads the state at "
+            f"token {config.eos_token_id}: it is another encoder's tokenizer"
+        )

@@ -1,0 +1,129 @@
+"""Saving an aligned pair without its frozen weights, and putting it together again."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers.utils.hub import cached_file
+
+from ..errors import LearngeneError
+from .bases import check_base, load_base
+
+if TYPE_CHECKING:
+    from .dual_encoder import DualEncoderConfig, DualEncoderModel
+
+_WEIGHTS = "model.safetensors"
+
+
+def frozen_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that neither the recipe trains nor the user has unfrozen.
+
+    Judged by the recipe too, so that a model frozen for inference is still saved with all it learnt.
+    """
+    from .recipes import trained_names
+
+    trained = trained_names(model)
+    return {name for name, value in model.named_parameters() if not value.requires_grad and name not in trained}
+
+
+def read_weights(name: str | os.PathLike, **hub: Any) -> dict[str, Tensor]:
+    """Read the saved tensors of a folder or of a Hub repository.
+
+    Raises:
+        LearngeneError: if there is no such file, or it is damaged.
+    """
+    try:
+        path = cached_file(os.fspath(name), _WEIGHTS, **hub)
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LearngeneError(f"cannot read {_WEIGHTS} of {os.fspath(name)!r}: {reason}") from error
+
+
+def complete_weights(
+    cls: "type[DualEncoderModel]",
+    config: "DualEncoderConfig",
+    saved: dict[str, Tensor],
+    vision: Any,
+    text: Any,
+    hub: dict[str, Any],
+) -> dict[str, Tensor]:
+    """Add to the saved tensors what the frozen encoders hold.
+
+    Raises:
+        LearngeneError: if an encoder is missing or another one, or if the tensors do not fit the config.
+    """
+    with torch.device("meta"):
+        expected = {name: value.shape for name, value in cls(config).state_dict().items()}
+    weights = dict(saved)
+    # The pair's own revision is none of the encoders'.
+    hub = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+    for modality, replacement in (("vision", vision), ("text", text)):
+        prefix = f"{modality}_model."
+        missing = [name for name in expected if name.startswith(prefix) and name not in saved]
+        if not missing:
+            continue
+        record = getattr(config, f"{modality}_base")
+        encoder = load_base(record, modality, replacement, **hub)
+        base = encoder.state_dict()
+        # Wrapped modules keep their weights one level deeper than the encoder alone does.
+        found = {name: base.get(name.removeprefix(prefix).replace(".base_layer.", ".")) for name in missing}
+        strange = [name for name in missing if found[name] is None or found[name].shape != expected[name]]
+        if strange:
+            raise LearngeneError(
+                f"this aligned pair belongs to another {modality} encoder than {type(encoder).__name__} "
+                f"{encoder.config.name_or_path!r}: {_listed(strange)} missing there or of another shape. Give the one "
+                f"it was trained on with from_pretrained(..., {modality}=...)"
+            )
+        check_base(encoder, record, modality)
+        weights |= found
+    _check_fit(weights, expected)
+    return weights
+
+
+def _check_fit(weights: dict[str, Tensor], expected: dict[str, torch.Size]) -> None:
+    faults = {
+        "missing": [name for name in expected if name not in weights],
+        "unexpected": [name for name in weights if name not in expected],
+        "of another shape": [name for name in expected if name in weights and weights[name].shape != expected[name]],
+    }
+    told = [f"{_listed(names)} {fault}" for fault, names in faults.items() if names]
+    if told:
+        raise LearngeneError(f"the weights do not fit the config: {'; '.join(told)}")
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(sorted(names)[:5])
+    return (
+        f"{shown} and {len(names) - 5} more are" if len(names) > 5 else f"{shown} {'is' if len(names) == 1 else 'are'}"
+    )
+
+
+def push(
+    model: "DualEncoderModel",
+    repo_id: str,
+    processor: Any,
+    card: dict[str, Any],
+    trained_only: bool | None,
+    settings: dict[str, Any],
+) -> str:
+    """Upload the model, its processor and its card in one commit; see `DualEncoderModel.push_to_hub`."""
+    from huggingface_hub import HfApi
+
+    from ..cards import save_model_card
+    from ..hub import explain_hub_errors
+
+    with tempfile.TemporaryDirectory() as temporary:
+        model.save_pretrained(temporary, trained_only=trained_only)
+        if processor is not None:
+            processor.save_pretrained(temporary)
+        save_model_card(temporary, repo_id=repo_id, kind="aligned-pair", **card)
+        with explain_hub_errors(repo_id, settings["revision"]):
+            api = HfApi(token=settings.pop("token"))
+            repo_id = api.create_repo(repo_id, private=settings.pop("private"), exist_ok=True).repo_id
+            return str(api.upload_folder(repo_id=repo_id, folder_path=Path(temporary), **settings))
