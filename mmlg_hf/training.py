@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
+from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.trainer_utils import has_length
 
 from .data import find_columns, open_image
@@ -29,7 +30,8 @@ class ImageTextCollator:
         image_column: the image column of raw rows; None finds it from the first row of each batch.
         text_column: the text column of raw rows; None finds it likewise.
         max_length: longest text in tokens, longer ones are cut; None takes the tokenizer's own limit.
-        pad_to_multiple_of: pad texts to a multiple of this; None pads to the longest of the batch.
+        pad_to_multiple_of: pad texts to a multiple of this, which must divide the longest length; None pads to the
+            longest text of the batch.
 
     Raises:
         LearngeneError: on a processor that lacks one of the two, and on rows without a readable image or a text.
@@ -49,8 +51,7 @@ class ImageTextCollator:
                     f"ImageTextCollator needs a processor with an image_processor and a tokenizer, such as a "
                     f"CLIPProcessor; this {type(processor).__name__} has no {part}"
                 )
-        if max_length is not None and max_length < 1:
-            raise LearngeneError(f"max_length is {max_length}: give a number of tokens above 0, or None")
+        _check_lengths(processor.tokenizer, max_length, pad_to_multiple_of)
         self.processor = processor
         self.image_column = image_column
         self.text_column = text_column
@@ -88,6 +89,19 @@ class ImageTextCollator:
         )
         pixel_values = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
         return {**texts, "pixel_values": pixel_values}
+
+
+def _check_lengths(tokenizer: Any, max_length: int | None, multiple: int | None) -> None:
+    for name, value in (("max_length", max_length), ("pad_to_multiple_of", multiple)):
+        if value is not None and value < 1:
+            raise LearngeneError(f"{name} is {value}: give a number of tokens above 0, or None")
+    limit = tokenizer.model_max_length if max_length is None else max_length
+    if multiple is not None and limit % multiple and limit < LARGE_INTEGER:  # a tokenizer without a limit says 1e30
+        # Padding the longest texts up to the multiple would pass the limit, and with it the model's positions.
+        raise LearngeneError(
+            f"texts have up to {limit} tokens, no multiple of pad_to_multiple_of={multiple}: set max_length to one, "
+            f"such as {max(limit // multiple, 1) * multiple}"
+        )
 
 
 def _read_image(value: Any, position: int) -> Any:

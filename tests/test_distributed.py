@@ -1,0 +1,163 @@
+"""Two gloo processes beside one: the same global batch must give the same losses, gradients, weights and metrics.
+
+Run as a program (by torchrun) this file is one of the two processes.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+from mmlg_hf.errors import LearngeneError
+from mmlg_hf.losses import affinity_distillation_loss, contrastive_loss, feature_distillation_loss
+
+HERE = Path(__file__).parent
+GLOBAL_BATCH, DIM = 6, 8
+TRAININGS = {
+    "whole": {},
+    "accumulated": {"gradient_accumulation_steps": 2},
+    "text side frozen": {},
+}
+
+
+def embeddings():
+    """Image, text, ancestor image, ancestor text [6, 8], of which each process takes its part."""
+    return F.normalize(torch.randn(4, GLOBAL_BATCH, DIM, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+
+def losses_and_gradients(own):
+    """Map each loss to its value and its gradients for the images, texts and logit scale, over the rows in `own`."""
+    results = {}
+    images, texts, ancestor_images, ancestor_texts = embeddings()[:, own]
+    scale = torch.tensor(3.0)
+    inputs = [images.requires_grad_(), texts.requires_grad_(), scale.requires_grad_()]
+    for name, loss in {
+        "contrastive": contrastive_loss(images, texts, scale.exp(), label_smoothing=0.1),
+        "affinity": affinity_distillation_loss(images, texts, ancestor_images, ancestor_texts, scale=10.0),
+        "feature": feature_distillation_loss(images, ancestor_images),
+        "images only": contrastive_loss(images, texts.detach(), 5.0),
+    }.items():
+        results[name] = [loss.detach(), *torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)]
+    return results
+
+
+def train(name, folder, batch_size):
+    """Train and evaluate a pico CLIP; return its weights, the logged losses and the evaluation."""
+    from pico import pico_clip, pico_pairs, pico_processor
+    from transformers import TrainingArguments
+
+    from mmlg_hf.evaluation import compute_retrieval
+    from mmlg_hf.training import ContrastiveTrainer
+
+    model = pico_clip()
+    if name == "text side frozen":
+        model.text_model.requires_grad_(False)
+        model.text_projection.requires_grad_(False)
+    args = TrainingArguments(
+        folder,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        max_steps=3,
+        optim="sgd",
+        learning_rate=0.05,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        **TRAININGS[name],
+    )
+    pairs = pico_pairs(52)
+    trainer = ContrastiveTrainer(
+        model,
+        args,
+        train_dataset=pairs,
+        eval_dataset=pairs,
+        processing_class=pico_processor(),
+        compute_metrics=compute_retrieval,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    return {
+        "weights": {key: tensor.clone() for key, tensor in model.state_dict().items()},
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "metrics": {
+            key: value for key, value in metrics.items() if "R@" in key or "rank" in key or key == "eval_loss"
+        },
+    }
+
+
+def be_one_process(folder):
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    half = GLOBAL_BATCH // 2
+    results = {"losses": losses_and_gradients(slice(rank * half, (rank + 1) * half))}
+    try:
+        contrastive_loss(torch.zeros(2 + rank, DIM), torch.zeros(2 + rank, DIM), 1.0)
+    except LearngeneError as error:
+        results["unequal"] = str(error)
+    for name in TRAININGS:
+        results[name] = train(name, folder, batch_size=4)
+    torch.save(results, Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What each of the two processes found, by rank."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        __file__,
+        str(folder),
+    ]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, __file__, str(folder)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["contrastive", "affinity", "feature", "images only"])
+def test_losses_and_gradients_of_two_processes_average_to_those_of_one(two_processes, name):
+    loss, *gradients, scale_gradient = losses_and_gradients(slice(None))[name]
+    (first, *first_gradients, first_scale), (second, *second_gradients, second_scale) = [
+        results["losses"][name] for results in two_processes
+    ]
+    torch.testing.assert_close((first + second) / 2, loss)
+    torch.testing.assert_close((first_scale + second_scale) / 2, scale_gradient)
+    for expected, *halves in zip(gradients, first_gradients, second_gradients, strict=True):
+        torch.testing.assert_close(torch.cat(halves) / 2, expected)
+
+
+@pytest.mark.slow
+def test_unequal_row_counts_are_refused_on_every_process(two_processes):
+    for results in two_processes:
+        assert "different numbers of rows ([2, 3])" in results["unequal"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAININGS)
+def test_two_processes_get_the_weights_and_metrics_of_one(two_processes, name, tmp_path):
+    one = train(name, str(tmp_path), batch_size=8)
+    for results in two_processes:
+        for key, weight in one["weights"].items():
+            torch.testing.assert_close(results[name]["weights"][key], weight, atol=1e-6, rtol=1e-5)
+        assert results[name]["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+    assert two_processes[0][name]["losses"] == pytest.approx(one["losses"], rel=1e-4)
+
+
+if __name__ == "__main__":
+    be_one_process(sys.argv[1])
