@@ -61,11 +61,11 @@ def publish(
     if yes:
         check_login(api, namespace)
     with tempfile.TemporaryDirectory() as temporary:
-        plans = []
-        for artifact in selected:
-            with console.status(f"Building and checking {artifact.name}"):
-                folder = _staged(manifest, artifact.name, namespace, Path(temporary))
-            plans.append(Plan(f"{namespace}/{artifact.name}", folder, f"Publish {artifact.name} {manifest.version}"))
+        folders = _stage_checked(manifest, [artifact.name for artifact in selected], namespace, Path(temporary))
+        plans = [
+            Plan(f"{namespace}/{name}", folder, f"Publish {name} {manifest.version}")
+            for name, folder in folders.items()
+        ]
         for plan in plans:
             if yes:
                 settings: dict[str, Any] = {"revision": revision, "create_pr": create_pr, "private": private or None}
@@ -76,14 +76,23 @@ def publish(
         console.print("Dry run: nothing was written. Add --yes to publish.", style="bold")
 
 
-def _staged(manifest: Manifest, name: str, namespace: str, temporary: Path) -> Path:
-    from .lint import lint_folder
+def _stage_checked(manifest: Manifest, names: list[str], namespace: str, temporary: Path) -> dict[str, Path]:
+    """Build the artifacts and lint all of them, so that nothing is written unless everything is fit."""
+    from .lint import lint_folder, run_snippets, snippets_of
     from .staging import stage
 
-    folder = stage(manifest[name], manifest, temporary / name, namespace)
-    if problems := lint_folder(folder):
-        raise LearngeneError(f"{name} is not fit to be published: " + "; ".join(problems))
-    return folder
+    folders = {}
+    for name in names:
+        with console.status(f"Building {name}"):
+            folders[name] = stage(manifest[name], manifest, temporary / name, namespace)
+        if problems := lint_folder(folders[name], run=False):
+            raise LearngeneError(f"{name} is not fit to be published: " + "; ".join(problems))
+    with console.status("Running the snippets of the cards"):
+        # In one process for all: most of the time goes into starting it.
+        snippets = {key: code for folder in folders.values() for key, code in snippets_of(folder, folder).items()}
+        if failure := run_snippets(snippets):
+            raise LearngeneError(f"A snippet of a card does not run: {failure}")
+    return folders
 
 
 def _show(plan: Any) -> None:

@@ -55,7 +55,9 @@ def lint_folder(folder: str | os.PathLike, *, weights: str | os.PathLike | None 
     config = _read_json(weights / "config.json") or {}
     problems = [*_check_files(folder), *_check_metadata(metadata, config, folder), *_check_text(text, body, folder)]
     problems += _check_figures(body, folder, config, weights)
-    problems += _check_snippets(body, weights, run and not problems)
+    problems += _check_snippets(body)
+    if run and not problems and (failure := run_snippets(snippets_of(folder, weights))):
+        problems.append(f"A snippet of README.md does not run: {failure}")
     return problems
 
 
@@ -192,7 +194,7 @@ def _is_among(number: str, values: Iterable[float]) -> bool:
     return any(abs(value * scale - shown) <= 0.5000001 * 10**-decimals for value in values for scale in (1, 100, 1e-6))
 
 
-def _check_snippets(body: str, weights: Path, run: bool) -> Iterable[str]:
+def _check_snippets(body: str) -> Iterable[str]:
     snippets = python_snippets(body)
     if not snippets:
         yield "README.md has no Python snippet"
@@ -201,9 +203,13 @@ def _check_snippets(body: str, weights: Path, run: bool) -> Iterable[str]:
             compile(snippet, f"snippet {number}", "exec")
         except SyntaxError as error:
             yield f"Snippet {number} of README.md is not Python: {error}"
-            return
-    if run and snippets and (failure := run_snippets([localised(snippet, weights) for snippet in snippets])):
-        yield f"A snippet of README.md does not run: {failure}"
+
+
+def snippets_of(folder: Path, weights: Path) -> dict[str, str]:
+    """The Python snippets of a folder's card by a name to report, loading `weights` in place of the repository."""
+    _, body = split_card((folder / "README.md").read_text(encoding="utf-8"))
+    snippets = enumerate(python_snippets(body), start=1)
+    return {f"{folder.name} snippet {number}": localised(snippet, weights) for number, snippet in snippets}
 
 
 def localised(snippet: str, weights: Path) -> str:
@@ -212,20 +218,20 @@ def localised(snippet: str, weights: Path) -> str:
     return re.sub(loads, lambda match: match[1] + repr(str(weights.resolve())), snippet)
 
 
-def run_snippets(snippets: list[str]) -> str | None:
-    """Run snippets in a process and a folder of their own, each by itself, without network.
+def run_snippets(snippets: Mapping[str, str]) -> str | None:
+    """Run snippets, given by name, in a process and a folder of their own, each by itself, without network.
 
     Returns:
-        the last line of the first error, with the snippet's number; None when all of them run.
+        the first error, after the name of its snippet; None when all of them run.
     """
     program = (
         "import json, sys\n"
-        "for number, snippet in enumerate(json.load(sys.stdin), start=1):\n"
-        "    code = compile(snippet, f'snippet {number}', 'exec')\n"
+        "for name, snippet in json.load(sys.stdin).items():\n"
+        "    code = compile(snippet, name, 'exec')\n"
         "    try:\n"
         "        exec(code, {'__name__': '__main__'})\n"
         "    except BaseException as error:\n"
-        "        sys.exit(f'snippet {number}: {type(error).__name__}: {error}')\n"
+        "        sys.exit(f'{name}: {type(error).__name__}: {error}')\n"
     )
     package = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -236,7 +242,7 @@ def run_snippets(snippets: list[str]) -> str | None:
                 [sys.executable, "-c", program],
                 cwd=folder,
                 env=environment,
-                input=json.dumps(snippets),
+                input=json.dumps(dict(snippets)),
                 text=True,
                 capture_output=True,
                 timeout=SNIPPET_SECONDS,

@@ -74,7 +74,7 @@ def test_a_snippet_that_does_not_run_is_refused(folder):
     edit(folder, "from PIL import Image\n", "from PIL import Picture\n")
     (problem,) = lint_folder(folder)
     assert problem.startswith(
-        "A snippet of README.md does not run: snippet 1: ImportError: cannot import name 'Picture'"
+        "A snippet of README.md does not run: pico-clip snippet 1: ImportError: cannot import name 'Picture'"
     )
 
 
@@ -105,4 +105,4 @@ def test_pickled_weights_links_and_a_missing_card_are_refused(folder):
 
 
 def test_each_snippet_runs_by_itself():
-    assert run_snippets(["x = 1", "print(x)"]) == "snippet 2: NameError: name 'x' is not defined"
+    assert run_snippets({"first": "x = 1", "second": "print(x)"}) == "second: NameError: name 'x' is not defined"
