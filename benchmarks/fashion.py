@@ -1,0 +1,33 @@
+"""The product photos every study measures on: where they come from, how they are split and processed.
+
+44,441 product photos (60 x 80) with titles. Split by a hash of the row's id, each distinct title in one split only, titles kept
+once in validation and test: see `mmlg_hf.data.hash_split`.
+"""
+
+from datasets import Dataset, DatasetDict
+from transformers import CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer
+
+from mmlg_hf.data import hash_split, load_image_text, process_pairs
+
+HUB_ID = "ashraq/fashion-product-images-small"
+TOKENIZER_ID = "openai/clip-vit-base-patch32"
+TITLE, IMAGE, ID, TYPE = "productDisplayName", "image", "id", "articleType"
+IMAGE_SIZE, MAX_TOKENS = 48, 24
+
+
+def load_splits(data: str = HUB_ID) -> DatasetDict:
+    """Return train, validation and test of the product photos from the Hub or from a folder in `datasets` format."""
+    return hash_split(load_image_text(data, "train"), ID, TITLE)
+
+
+def make_processor(tokenizer: str = TOKENIZER_ID) -> CLIPProcessor:
+    """Return CLIP's processor at 48 px: the whole photo is squeezed to a square, nothing is cropped away."""
+    return CLIPProcessor(
+        CLIPImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, do_center_crop=False),
+        CLIPTokenizer.from_pretrained(tokenizer, model_max_length=MAX_TOKENS),
+    )
+
+
+def processed(dataset: Dataset, processor: CLIPProcessor, keep: tuple[str, ...] = ()) -> Dataset:
+    """Return the pairs as tensors, computed once and cached by `datasets`."""
+    return process_pairs(dataset, processor, image_column=IMAGE, text_column=TITLE, keep_columns=keep)

@@ -1,0 +1,222 @@
+"""What a gene is: the encoders of its auxiliary model, its blocks, and how they are mixed into layers."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+
+from .errors import LearngeneError
+
+MIXINGS = ("linear", "chebyshev", "learned")
+MODALITIES = ("multimodal", "image", "text")
+
+Size = int | tuple[int, int] | list[int] | None
+
+
+@strict
+class LearngeneConfig(PreTrainedConfig):
+    r"""Configuration of a [`LearngeneModel`] (MM-LG, arXiv 2506.16673).
+
+    Args:
+        vision_config (`CLIPVisionConfig` or `dict`): the image encoder of the auxiliary model, the gene's own size.
+        text_config (`CLIPTextConfig` or `dict`, *optional*): the text encoder; None for an image gene (TLEG).
+        projection_dim (`int`): size of the joint embedding.
+        num_multimodal_blocks (`int`): blocks shared by both encoders. 0 gives each encoder its own gene (TLEG).
+        num_unimodal_blocks (`int`): blocks of each encoder alone.
+        mixing (`str`): "linear" (1, l/L; at most two blocks a group), "chebyshev" (T_n(l/L)) or "learned" (one
+            coefficient per layer, block and parameter, trained, and interpolated over l/L for another depth).
+        logit_scale_init_value (`float`): natural logarithm of the initial logit scale, as in CLIP.
+        initializer_factor (`float`): scales all initialisation, as in CLIP.
+        ancestor (`dict`, *optional*): where the gene comes from: `id`, `revision` (commit), `class`, `parameters`.
+        recipe (`dict`, *optional*): how it was made: data, steps, losses, seconds, hardware, versions.
+
+    ```python
+    >>> from mmlg_hf import LearngeneConfig, LearngeneModel
+    >>> image = {"hidden_size": 192, "num_attention_heads": 6, "intermediate_size": 768}
+    >>> text = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
+    >>> config = LearngeneConfig(vision_config=image, text_config=text, num_multimodal_blocks=1, mixing="linear")
+    >>> gene = LearngeneModel(config)
+    ```
+    """
+
+    model_type = "learngene"
+    sub_configs = {"vision_config": CLIPVisionConfig, "text_config": CLIPTextConfig}
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    projection_dim: int = 512
+    num_multimodal_blocks: int = 1
+    num_unimodal_blocks: int = 1
+    mixing: str = "linear"
+    logit_scale_init_value: float | int = 2.6592
+    initializer_factor: float | int = 1.0
+    ancestor: dict[str, Any] | None = None
+    recipe: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.vision_config is None:
+            self.vision_config = {}
+        for name, kind in self.sub_configs.items():
+            given = getattr(self, name)
+            if isinstance(given, dict):
+                setattr(self, name, kind(**{**given, "projection_dim": self.projection_dim}))
+            elif given is not None and given.projection_dim != self.projection_dim:
+                given.projection_dim = self.projection_dim
+        super().__post_init__(**kwargs)
+
+    @property
+    def encoder_configs(self) -> dict[str, Any]:
+        """The sub-configs by modality, "image" and, unless this is an image gene, "text"."""
+        configs = {"image": self.vision_config, "text": self.text_config}
+        return {modality: config for modality, config in configs.items() if config is not None}
+
+    @property
+    def head_size(self) -> int:
+        """Size of one attention head, the same in both encoders: widths are multiples of it."""
+        return self.vision_config.hidden_size // self.vision_config.num_attention_heads  # type: ignore[union-attr]
+
+    @property
+    def widest(self) -> Any:
+        """The sub-config of the wider encoder, at whose width the multimodal blocks are stored."""
+        return max(self.encoder_configs.values(), key=lambda config: config.hidden_size)
+
+    def descendant_config(self, depth: Size = None, width: Size = None, modality: str = "multimodal") -> CLIPConfig:
+        """Return the stock config of a descendant.
+
+        Args:
+            depth: layers, one number or a (vision, text) pair; None keeps the gene's own. May exceed the gene's.
+            width: `hidden_size`, one number or a (vision, text) pair; None keeps the gene's own. A multiple of the
+                head size, at most the gene's width. One number sets the wider encoder, the other keeps the gene's
+                ratio, rounded to its head size.
+            modality: "multimodal", "image" or "text". The side left out keeps the gene's own size.
+
+        Raises:
+            LearngeneError: naming the value, and what is allowed.
+        """
+        self.check_modality(modality)
+        wanted = {"image": ("image",), "text": ("text",)}.get(modality, tuple(self.encoder_configs))
+        depths = _pair(depth, "depth")
+        widths = self._widths(width, wanted)
+        built: dict[str, Any] = {}
+        for side, encoder in enumerate(("image", "text")):
+            own = self.encoder_configs.get(encoder)
+            if own is None:
+                continue
+            chosen = own.to_dict()
+            if encoder in wanted:
+                chosen |= {"num_hidden_layers": _check_depth(depths[side], own.num_hidden_layers)}
+                chosen |= self._width_fields(own, widths[encoder], encoder)
+            built["vision_config" if encoder == "image" else "text_config"] = chosen
+        return CLIPConfig(
+            **built, projection_dim=self.projection_dim, logit_scale_init_value=float(self.logit_scale_init_value)
+        )
+
+    def check_modality(self, modality: str) -> None:
+        """Raise a `LearngeneError` unless this gene can grow that modality."""
+        if modality not in MODALITIES:
+            raise LearngeneError(f"modality is {modality!r}: it takes one of {', '.join(map(repr, MODALITIES))}")
+        if self.text_config is None and modality != "image":
+            raise LearngeneError(
+                f'modality is {modality!r}, but this is an image gene: it grows modality "image" only'
+            )
+
+    def _widths(self, width: Size, wanted: tuple[str, ...]) -> dict[str, int]:
+        """Work out each wanted encoder's width from one number or a pair."""
+        owns = {encoder: config.hidden_size for encoder, config in self.encoder_configs.items()}
+        if isinstance(width, (tuple, list)):
+            pair = _pair(width, "width")
+            return {
+                encoder: owns[encoder] if chosen is None else chosen
+                for encoder, chosen in zip(("image", "text"), pair, strict=True)
+                if encoder in wanted
+            }
+        if width is None:
+            return {encoder: owns[encoder] for encoder in wanted}
+        _check_whole("width", width)
+        if len(wanted) == 1:
+            return {wanted[0]: width}
+        widest, head = max(owns.values()), self.head_size
+        return {
+            encoder: width if own == widest else max(head, round(width * own / widest / head) * head)
+            for encoder, own in owns.items()
+        }
+
+    def _width_fields(self, own: Any, width: int, encoder: str) -> dict[str, int]:
+        """Check one encoder's width and derive heads and MLP size from it."""
+        _check_whole("width", width)
+        head = own.hidden_size // own.num_attention_heads
+        if width > own.hidden_size:
+            raise LearngeneError(
+                f"width {width} is above the {encoder} encoder's {own.hidden_size} in this gene: a slice cannot be "
+                f"wider than its gene, so extract a gene from an ancestor of width {width} or more"
+            )
+        if width % head:
+            below = max(head, width // head * head)
+            near = sorted({below, min(below + head, own.hidden_size)})
+            raise LearngeneError(
+                f"width {width} is no multiple of the head size {head}: take {' or '.join(map(str, near))}"
+            )
+        return {
+            "hidden_size": width,
+            "num_attention_heads": width // head,
+            "intermediate_size": own.intermediate_size * width // own.hidden_size,
+        }
+
+    def validate_architecture(self):
+        """Run by `@strict` at construction, at assignment and at save."""
+        if self.mixing not in MIXINGS:
+            raise LearngeneError(f"mixing is {self.mixing!r}: it takes one of {', '.join(map(repr, MIXINGS))}")
+        for name in ("num_multimodal_blocks", "num_unimodal_blocks"):
+            if getattr(self, name) < 0:
+                raise LearngeneError(f"{name} is {getattr(self, name)}: it cannot be negative")
+            if self.mixing == "linear" and getattr(self, name) > 2:
+                raise LearngeneError(
+                    f'{name} is {getattr(self, name)}, but mixing "linear" has two basis functions (1, l/L): '
+                    'use at most 2 blocks, or mixing "chebyshev" or "learned"'
+                )
+        if self.num_multimodal_blocks + self.num_unimodal_blocks == 0:
+            raise LearngeneError("num_multimodal_blocks and num_unimodal_blocks are both 0: a gene needs one block")
+        if self.text_config is None and self.num_multimodal_blocks:
+            raise LearngeneError(
+                f"num_multimodal_blocks is {self.num_multimodal_blocks}, but there is no text_config to share blocks "
+                "with: an image gene has num_multimodal_blocks=0"
+            )
+        if self.num_multimodal_blocks and self.text_config is not None:
+            self._check_shareable()
+
+    def _check_shareable(self):
+        vision, text = self.vision_config, self.text_config
+        heads = [config.hidden_size // config.num_attention_heads for config in (vision, text)]
+        if heads[0] != heads[1]:
+            raise LearngeneError(
+                f"the head sizes differ (vision {heads[0]}, text {heads[1]}): a multimodal block needs them equal"
+            )
+        if vision.intermediate_size * text.hidden_size != text.intermediate_size * vision.hidden_size:
+            ratios = [config.intermediate_size / config.hidden_size for config in (vision, text)]
+            raise LearngeneError(
+                f"the MLP ratios differ (vision {ratios[0]:g}, text {ratios[1]:g}): a shared block needs them equal"
+            )
+
+
+def _pair(value: Size, name: str) -> tuple[int | None, int | None]:
+    """Read one number or a (vision, text) pair."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise LearngeneError(f"{name} is {value!r}: give one number or a (vision, text) pair")
+        return value[0], value[1]
+    return value, value
+
+
+def _check_whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise LearngeneError(f"{name} is {value!r}: it takes a whole number of at least 1, or None for the gene's own")
+
+
+def _check_depth(depth: int | None, own: int) -> int:
+    if depth is None:
+        return own
+    _check_whole("depth", depth)
+    return depth
+
+
+__all__ = ["LearngeneConfig"]

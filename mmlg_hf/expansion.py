@@ -1,0 +1,155 @@
+"""Blocks to layer weights: mixing coefficients, weighted sums, and width slices. Imports torch alone.
+
+Layer l of L is a weighted sum of blocks, parameter by parameter (MM-LG, arXiv 2506.16673; TLEG, arXiv 2312.05614):
+
+    image encoder   W_l = sum_n f_n(l/L) * M_n + sum_n g_n(l/L) * V_n
+    text encoder    W_l = sum_n f_n(l/L) * M_n + sum_n g_n(l/L) * T_n
+
+The gene's own forward and every descendant are made by the functions below and by nothing else.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+# The parameters of one CLIP encoder layer. "hidden" axes follow the width, "mlp" axes the width times the MLP ratio.
+LAYER_AXES: dict[str, tuple[str | None, ...]] = {
+    "layer_norm1.weight": ("hidden",),
+    "layer_norm1.bias": ("hidden",),
+    "self_attn.q_proj.weight": ("hidden", "hidden"),
+    "self_attn.q_proj.bias": ("hidden",),
+    "self_attn.k_proj.weight": ("hidden", "hidden"),
+    "self_attn.k_proj.bias": ("hidden",),
+    "self_attn.v_proj.weight": ("hidden", "hidden"),
+    "self_attn.v_proj.bias": ("hidden",),
+    "self_attn.out_proj.weight": ("hidden", "hidden"),
+    "self_attn.out_proj.bias": ("hidden",),
+    "layer_norm2.weight": ("hidden",),
+    "layer_norm2.bias": ("hidden",),
+    "mlp.fc1.weight": ("mlp", "hidden"),
+    "mlp.fc1.bias": ("mlp",),
+    "mlp.fc2.weight": ("hidden", "mlp"),
+    "mlp.fc2.bias": ("hidden",),
+}
+
+# Everything of one encoder that is stored as it is, under CLIP's own names. None is an axis no width touches.
+IMAGE_AXES: dict[str, tuple[str | None, ...]] = {
+    "vision_model.embeddings.class_embedding": ("hidden",),
+    "vision_model.embeddings.patch_embedding.weight": ("hidden", None, None, None),
+    "vision_model.embeddings.position_embedding.weight": (None, "hidden"),
+    "vision_model.pre_layrnorm.weight": ("hidden",),
+    "vision_model.pre_layrnorm.bias": ("hidden",),
+    "vision_model.post_layernorm.weight": ("hidden",),
+    "vision_model.post_layernorm.bias": ("hidden",),
+    "visual_projection.weight": (None, "hidden"),
+    "classifier.weight": (None, "hidden"),
+    "classifier.bias": (None,),
+}
+TEXT_AXES: dict[str, tuple[str | None, ...]] = {
+    "text_model.embeddings.token_embedding.weight": (None, "hidden"),
+    "text_model.embeddings.position_embedding.weight": (None, "hidden"),
+    "text_model.final_layer_norm.weight": ("hidden",),
+    "text_model.final_layer_norm.bias": ("hidden",),
+    "text_projection.weight": (None, "hidden"),
+}
+
+
+def layer_positions(depth: int, **kwargs) -> Tensor:
+    """Return l/L for l = 0 .. L-1, [depth]: TLEG's positions (i/L)."""
+    return torch.arange(depth, **kwargs) / depth
+
+
+def basis_functions(mixing: str, num_functions: int, positions: Tensor) -> Tensor:
+    """Evaluate the first basis functions at the given positions.
+
+    Args:
+        mixing: "linear" gives 1 and x (TLEG), "chebyshev" gives T_n(x) (Linearly Decomposing and Recomposing ViTs,
+            NeurIPS-24); "learned" starts from the latter, of which the former are the first two.
+        positions: x = l/L, [depth].
+
+    Returns:
+        [depth, num_functions]
+    """
+    values = [torch.ones_like(positions), positions]
+    if mixing == "linear" and num_functions > 2:
+        raise ValueError(f'mixing "linear" has two basis functions, 1 and l/L; {num_functions} were asked for')
+    while len(values) < num_functions:
+        values.append(2 * positions * values[-1] - values[-2])
+    return torch.stack(values, dim=1)[:, :num_functions]
+
+
+def mixing_coefficients(mixing: str, num_multimodal: int, num_unimodal: int, depth: int) -> Tensor:
+    """Return the fixed coefficients of one encoder's layers, [depth, num_multimodal + num_unimodal].
+
+    In each group the n-th block takes basis function n. A lone unimodal block beside multimodal ones takes l/L, so
+    that the multimodal block is the common part and the unimodal one the growing difference.
+    """
+    positions = layer_positions(depth)
+    multimodal = basis_functions(mixing, num_multimodal, positions)
+    if num_multimodal and num_unimodal == 1:
+        unimodal = positions[:, None]
+    else:
+        unimodal = basis_functions(mixing, num_unimodal, positions)
+    return torch.cat([multimodal, unimodal], dim=1)
+
+
+def interpolate_coefficients(learned: Tensor, depth: int) -> Tensor:
+    """Read learned coefficients, [L, ...], at another depth's l/depth: linear in between, held at the end."""
+    known = learned.shape[0]
+    if depth == known:
+        return learned
+    position = layer_positions(depth, device=learned.device) * known
+    below = position.floor().long().clamp(max=known - 1)
+    above = (below + 1).clamp(max=known - 1)
+    share = (position - below).to(learned.dtype).reshape(-1, *[1] * (learned.dim() - 1))
+    return learned[below] * (1 - share) + learned[above] * share
+
+
+def take_slice(tensor: Tensor, axes: tuple[str | None, ...], sizes: Mapping[str, int]) -> Tensor:
+    """Return the leading slice of a (stack of) parameter(s): each named axis is cut to its size, [..., *axes].
+
+    Heads are stored one after another in q, k, v and out, so a width that is a multiple of the head size keeps whole
+    heads.
+    """
+    for offset, axis in enumerate(reversed(axes), start=1):
+        if axis is not None and tensor.shape[-offset] != sizes[axis]:
+            tensor = tensor.narrow(-offset, 0, sizes[axis])
+    return tensor
+
+
+def expand_layers(
+    multimodal: Mapping[str, Tensor],
+    unimodal: Mapping[str, Tensor],
+    coefficients: Tensor | Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+) -> dict[str, Tensor]:
+    """Compute the weights of all layers of one encoder, one matrix product per parameter.
+
+    Args:
+        multimodal: stacked multimodal blocks by layer parameter, each [N_m, ...]; empty if there are none. May be
+            wider than the encoder: the leading slice counts.
+        unimodal: the same for the encoder's own blocks, each [N_u, ...].
+        coefficients: [depth, N_m + N_u] for every parameter, or one such matrix per parameter.
+        sizes: the wanted size of the "hidden" and the "mlp" axis.
+
+    Returns:
+        for each layer parameter a tensor [depth, ...].
+    """
+    expanded = {}
+    for name, axes in LAYER_AXES.items():
+        groups = [take_slice(group[name], axes, sizes) for group in (multimodal, unimodal) if group]
+        blocks = torch.cat(groups) if len(groups) > 1 else groups[0]  # [N, ...]
+        mixing = coefficients if isinstance(coefficients, Tensor) else coefficients[name]  # [depth, N]
+        mixing = mixing.to(device=blocks.device, dtype=blocks.dtype)
+        expanded[name] = (mixing @ blocks.flatten(1)).unflatten(1, blocks.shape[1:])
+    return expanded
+
+
+def layer_state_dict(prefix: str, expanded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the layers as CLIP does: `{prefix}.encoder.layers.{l}.{parameter}`."""
+    return {
+        f"{prefix}.encoder.layers.{layer}.{name}": weight
+        for name, stacked in expanded.items()
+        for layer, weight in enumerate(stacked.unbind(0))
+    }

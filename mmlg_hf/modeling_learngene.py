@@ -1,0 +1,337 @@
+"""The gene as a working model: blocks, and the auxiliary CLIP whose layers are weighted sums of them."""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import CLIPConfig, CLIPForImageClassification, CLIPModel, CLIPTextModel, CLIPVisionModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.clip.modeling_clip import (
+    CLIPEncoder,
+    CLIPEncoderLayer,
+    CLIPOutput,
+    CLIPPreTrainedModel,
+    CLIPTextEmbeddings,
+    CLIPVisionEmbeddings,
+)
+
+from .configuration_learngene import LearngeneConfig
+from .expansion import (
+    IMAGE_AXES,
+    LAYER_AXES,
+    TEXT_AXES,
+    expand_layers,
+    interpolate_coefficients,
+    layer_state_dict,
+    mixing_coefficients,
+    take_slice,
+)
+from .growth import DescendantMixin
+
+ENCODERS = {"image": "vision_model", "text": "text_model"}
+BLOCKS = {"image": "vision_blocks", "text": "text_blocks"}
+COEFFICIENTS = {"image": "vision_coefficients", "text": "text_coefficients"}
+
+
+def encoder_sizes(config) -> dict[str, int]:
+    """Sizes of the axes named in `expansion.LAYER_AXES` for one encoder's config."""
+    return {"hidden": config.hidden_size, "mlp": config.intermediate_size}
+
+
+class StackedParameters(nn.Module):
+    """Weight and bias of one linear or LayerNorm module, stacked over blocks, each [num_blocks, ...]."""
+
+    def __init__(self, weight_shape: tuple[int, ...], bias_shape: tuple[int, ...], starts_constant: bool):
+        super().__init__()
+        self.is_norm = len(weight_shape) == 2
+        self.starts_constant = starts_constant
+        self.weight = nn.Parameter(torch.empty(weight_shape))
+        self.bias = nn.Parameter(torch.empty(bias_shape))
+
+    def initialise(self, factor: float) -> None:
+        """Initialise as TLEG does: weights trunc-normal 0.02; LayerNorm 1 in the constant block, 0 in the others."""
+        if self.is_norm:
+            ones = torch.zeros_like(self.weight)
+            ones[: int(self.starts_constant)] = 1
+            init.copy_(self.weight, ones)
+        else:
+            init.trunc_normal_(self.weight, std=0.02 * factor)
+        init.zeros_(self.bias)
+
+
+class LearngeneBlocks(nn.Module):
+    """A stack of blocks: the parameters of CLIP's encoder layer under their own names, each [num_blocks, ...].
+
+    `starts_constant` says whether the first block's mixing coefficient is 1 in every layer.
+    """
+
+    def __init__(self, config, num_blocks: int, starts_constant: bool):
+        super().__init__()
+        sizes = encoder_sizes(config)
+        shapes = {
+            name: (num_blocks, *(sizes[axis] for axis in axes if axis is not None))
+            for name, axes in LAYER_AXES.items()
+        }
+        for owner in dict.fromkeys(name.rsplit(".", 1)[0] for name in LAYER_AXES):
+            *path, leaf = owner.split(".")
+            module: nn.Module = self
+            for part in path:
+                if not hasattr(module, part):
+                    module.add_module(part, nn.Module())
+                module = getattr(module, part)
+            stacked = StackedParameters(shapes[f"{owner}.weight"], shapes[f"{owner}.bias"], starts_constant)
+            module.add_module(leaf, stacked)
+
+
+class _WeightlessLayer(CLIPEncoderLayer):
+    """CLIP's encoder layer with every parameter None: the weights come with each call."""
+
+    # Checkpointed inside the functional call, it would be replayed after the weights are gone: the layer around it
+    # does the checkpointing.
+    gradient_checkpointing = property(lambda self: False, lambda self, value: None)
+
+    def __init__(self, config):
+        with torch.device("meta"):
+            super().__init__(config)
+        for name in LAYER_AXES:
+            owner, leaf = name.rsplit(".", 1)
+            setattr(self.get_submodule(owner), leaf, None)
+
+
+class ExpandedEncoderLayer(GradientCheckpointingLayer):
+    """Layer `index` of an encoder, run by the stock layer on weights expanded from blocks."""
+
+    def __init__(self, config, index: int):
+        super().__init__()
+        self.index = index
+        self.layer = _WeightlessLayer(config)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, layer_weights, **kwargs):
+        """Run on `layer_weights`, [depth, ...] by layer parameter. hidden_states: [batch, tokens, hidden_size]."""
+        weights = {name: stacked[self.index] for name, stacked in layer_weights.items()}
+        return functional_call(self.layer, weights, (hidden_states, attention_mask), kwargs)
+
+
+class ExpandedEncoder(CLIPEncoder):
+    """CLIP's encoder over expanded layers; `layer_weights` reaches them as a keyword argument."""
+
+    def __init__(self, config):
+        nn.Module.__init__(self)
+        self.config = config
+        self.layers = nn.ModuleList([ExpandedEncoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.gradient_checkpointing = False
+
+
+class LearngeneVisionModel(CLIPVisionModel):
+    """CLIP's image encoder whose layers hold no weights."""
+
+    def __init__(self, config):
+        CLIPPreTrainedModel.__init__(self, config)
+        self.embeddings = CLIPVisionEmbeddings(config)
+        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.encoder = ExpandedEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+
+class LearngeneTextModel(CLIPTextModel):
+    """CLIP's text encoder whose layers hold no weights."""
+
+    def __init__(self, config):
+        CLIPPreTrainedModel.__init__(self, config)
+        self.embeddings = CLIPTextEmbeddings(config)
+        self.encoder = ExpandedEncoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.eos_token_id = config.eos_token_id
+        self.post_init()
+
+
+class LearngeneMixin(DescendantMixin):
+    """Blocks, their initialisation, and the expansion into layers: shared by both kinds of gene."""
+
+    config: LearngeneConfig
+
+    def _build_blocks(self) -> None:
+        config = self.config
+        multimodal, unimodal = config.num_multimodal_blocks, config.num_unimodal_blocks
+        self.multimodal_blocks = LearngeneBlocks(config.widest, multimodal, True) if multimodal else None
+        for modality, encoder in config.encoder_configs.items():
+            blocks = LearngeneBlocks(encoder, unimodal, not (multimodal and unimodal == 1)) if unimodal else None
+            setattr(self, BLOCKS[modality], blocks)
+            if config.mixing == "learned":
+                shape = (encoder.num_hidden_layers, len(LAYER_AXES), multimodal + unimodal)
+                setattr(self, COEFFICIENTS[modality], nn.Parameter(torch.empty(shape)))
+
+    def _init_weights(self, module):
+        if isinstance(module, StackedParameters):
+            module.initialise(self.config.initializer_factor)
+        elif module is self:
+            super()._init_weights(module)
+            for modality, encoder in self.config.encoder_configs.items():
+                if self.config.mixing == "learned":
+                    parameter = getattr(self, COEFFICIENTS[modality])
+                    init.copy_(
+                        parameter, self._fixed_coefficients(encoder.num_hidden_layers)[:, None].expand_as(parameter)
+                    )
+        elif any(parameter is not None for parameter in module._parameters.values()) or module._buffers:
+            super()._init_weights(module)
+
+    def _fixed_coefficients(self, depth: int) -> Tensor:
+        config = self.config
+        return mixing_coefficients(config.mixing, config.num_multimodal_blocks, config.num_unimodal_blocks, depth)
+
+    def coefficients(self, modality: str, depth: int | None = None) -> Tensor | dict[str, Tensor]:
+        """Return the mixing coefficients of one encoder's layers.
+
+        Args:
+            modality: "image" or "text".
+            depth: number of layers; None takes the gene's own.
+
+        Returns:
+            [depth, blocks], or with learned mixing one such matrix per layer parameter. Multimodal blocks come first.
+        """
+        depth = depth or self.config.encoder_configs[modality].num_hidden_layers
+        if self.config.mixing != "learned":
+            return self._fixed_coefficients(depth)
+        learned = interpolate_coefficients(getattr(self, COEFFICIENTS[modality]), depth)  # [depth, parameters, blocks]
+        return dict(zip(LAYER_AXES, learned.unbind(1), strict=True))
+
+    def layer_weights(self, modality: str, encoder_config=None) -> dict[str, Tensor]:
+        """Expand the blocks into the layers of one encoder, differentiably.
+
+        Args:
+            modality: "image" or "text".
+            encoder_config: the stock config of a smaller encoder; None takes the gene's own.
+
+        Returns:
+            for each parameter of CLIP's encoder layer a tensor [depth, ...].
+        """
+        config = encoder_config or self.config.encoder_configs[modality]
+        groups = [
+            dict(blocks.named_parameters()) if blocks is not None else {}
+            for blocks in (self.multimodal_blocks, getattr(self, BLOCKS[modality]))
+        ]
+        return expand_layers(*groups, self.coefficients(modality, config.num_hidden_layers), encoder_sizes(config))
+
+    def descendant_state_dict(self, encoder_configs) -> dict[str, Tensor]:
+        """Compute every weight of a descendant from the gene, differentiably, under stock CLIP's names.
+
+        Args:
+            encoder_configs: the descendant's stock sub-configs by modality, "image", "text" or both.
+        """
+        own = dict(self.named_parameters())
+        weights: dict[str, Tensor] = {}
+        for modality, config in encoder_configs.items():
+            axes_of = IMAGE_AXES if modality == "image" else TEXT_AXES
+            sizes = encoder_sizes(config)
+            weights.update({name: take_slice(own[name], axes, sizes) for name, axes in axes_of.items() if name in own})
+            weights.update(layer_state_dict(ENCODERS[modality], self.layer_weights(modality, config)))
+        if len(encoder_configs) == 2:
+            weights["logit_scale"] = own["logit_scale"]
+        return weights
+
+
+class LearngeneModel(LearngeneMixin, CLIPModel):
+    """A learngene that is also the auxiliary CLIP it was trained as: takes and returns what `CLIPModel` does.
+
+    Tensors: `multimodal_blocks.*`, `vision_blocks.*`, `text_blocks.*` ([blocks, ...] each) and, under CLIP's own
+    names, everything that is no encoder layer. MM-LG, arXiv 2506.16673.
+    """
+
+    config: LearngeneConfig
+    base_model_prefix = "learngene"
+    _no_split_modules = [*CLIPPreTrainedModel._no_split_modules, "ExpandedEncoderLayer"]
+
+    def __init__(self, config: LearngeneConfig):
+        if config.text_config is None:
+            from .errors import LearngeneError
+
+            raise LearngeneError(
+                "this is an image gene (its text_config is None): load it as LearngeneForImageClassification"
+            )
+        CLIPPreTrainedModel.__init__(self, config)
+        self.projection_dim = config.projection_dim
+        self.text_embed_dim = config.text_config.hidden_size
+        self.vision_embed_dim = config.vision_config.hidden_size
+        self.text_model = LearngeneTextModel._from_config(config.text_config)
+        self.vision_model = LearngeneVisionModel._from_config(config.vision_config)
+        self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
+        self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self._build_blocks()
+        self.post_init()
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs):
+        """Embed images, as `CLIPModel.get_image_features`: `pooler_output` is [batch, projection_dim]."""
+        return super().get_image_features(pixel_values, layer_weights=self.layer_weights("image"), **kwargs)
+
+    def get_text_features(self, input_ids: Tensor, **kwargs):
+        """Embed texts, as `CLIPModel.get_text_features`: `pooler_output` is [batch, projection_dim]."""
+        return super().get_text_features(input_ids, layer_weights=self.layer_weights("text"), **kwargs)
+
+    def forward(self, *args, depth=None, width=None, **kwargs) -> CLIPOutput:
+        """Run the auxiliary CLIP, or the descendant of another size, without building it.
+
+        Args:
+            depth, width: size of the descendant to run as, see `descendant`; both None run the gene's own size.
+            args, kwargs: those of `CLIPModel.forward` (`input_ids`, `pixel_values`, `return_loss`, ...).
+
+        The smaller network shares the gene's weights and gradients reach them: this is what elastic extraction trains.
+        """
+        if depth is None and width is None:
+            return super().forward(*args, **kwargs)
+        config = self.config.descendant_config(depth, width)
+        encoders = {"image": config.vision_config, "text": config.text_config}
+        state = self.descendant_state_dict(encoders)
+        state |= {name: buffer for name, buffer in self.named_buffers() if "position_ids" in name}
+        skeleton = self._skeleton(config)
+        return functional_call(skeleton.train(self.training), state, args, kwargs)
+
+    def _skeleton(self, config: CLIPConfig) -> CLIPModel:
+        """Return a stock CLIP without memory of its own, one for each size, to run weights through."""
+        config._attn_implementation = self.config._attn_implementation
+        key = (config.vision_config.to_json_string(), config.text_config.to_json_string(), config._attn_implementation)
+        cache = self.__dict__.setdefault("_skeletons", {})
+        if key not in cache:
+            with torch.device("meta"):
+                cache[key] = CLIPModel(config)
+        return cache[key]
+
+
+class LearngeneForImageClassification(LearngeneMixin, CLIPForImageClassification):
+    """An image gene (TLEG, arXiv 2312.05614): takes and returns what `CLIPForImageClassification` does.
+
+    Its layers are W_l = base + (l/L) * slope with `num_multimodal_blocks=0, num_unimodal_blocks=2, mixing="linear"`.
+    The classifier is the one it was extracted with, and mean-pools patch tokens as a descendant does.
+    """
+
+    config: LearngeneConfig
+    base_model_prefix = "learngene"
+    _no_split_modules = [*CLIPPreTrainedModel._no_split_modules, "ExpandedEncoderLayer"]
+
+    def __init__(self, config: LearngeneConfig):
+        CLIPPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.vision_model = LearngeneVisionModel._from_config(config.vision_config)
+        self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
+        self._build_blocks()
+        self.post_init()
+
+    def forward(
+        self, pixel_values: Tensor | None = None, labels: Tensor | None = None, *, depth=None, width=None, **kwargs
+    ):
+        """Classify images with the auxiliary model, or as the descendant of another depth and width.
+
+        pixel_values: [batch, channels, height, width]; labels: [batch]; logits: [batch, num_labels].
+        """
+        if depth is None and width is None:
+            return super().forward(pixel_values, labels, layer_weights=self.layer_weights("image"), **kwargs)
+        config = self.config.descendant_config(depth, width, "image")
+        state = self.descendant_state_dict({"image": config.vision_config})
+        state |= {name: buffer for name, buffer in self.named_buffers() if "position_ids" in name}
+        with torch.device("meta"):
+            skeleton = CLIPForImageClassification(config)
+        return functional_call(skeleton.train(self.training), state, (pixel_values, labels), kwargs)
+
+
+__all__ = ["LearngeneForImageClassification", "LearngeneModel"]
