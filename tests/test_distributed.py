@@ -112,15 +112,7 @@ def two_processes(tmp_path_factory):
     """What each of the two processes found, by rank."""
     folder = tmp_path_factory.mktemp("two_processes")
     path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        __file__,
-        str(folder),
-    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*launcher, __file__, str(folder)], env=environment, capture_output=True, text=True, timeout=300, check=False
