@@ -44,7 +44,8 @@ def plot_expert_usage(history: list[dict[str, Any]], path: str | os.PathLike) ->
             usage = np.array(record[encoder])  # [layers, experts]
             image = panel.imshow(usage, vmin=0, vmax=max(0.5, usage.max()), cmap="viridis", aspect="auto")
             for (layer, expert), share in np.ndenumerate(usage):
-                panel.text(expert, layer, f"{share:.2f}", ha="center", va="center", fontsize=8, color="white")
+                ink = "black" if share > 0.35 else "white"
+                panel.text(expert, layer, f"{share:.2f}", ha="center", va="center", fontsize=8, color=ink)
             panel.set_title(f"{encoder}, step {record['step']}", fontsize=10)
             panel.set_xticks(range(usage.shape[1]))
             panel.set_yticks(range(usage.shape[0]))

@@ -32,7 +32,7 @@ def load_dense_clip(model: str | os.PathLike | CLIPModel, **kwargs: Any) -> CLIP
         LearngeneError: if it is a mixture already, or no CLIP.
     """
     if isinstance(model, (str, os.PathLike)):
-        name, model_type = repr(os.fspath(model)), _model_type(model, **kwargs)
+        name, model_type = repr(os.fspath(model)), model_type_of(model, **kwargs)
     else:
         name, model_type = f"the {type(model).__name__}", getattr(getattr(model, "config", None), "model_type", None)
     if model_type == CLIPMoEConfig.model_type:
@@ -46,7 +46,12 @@ def load_dense_clip(model: str | os.PathLike | CLIPModel, **kwargs: Any) -> CLIP
     return model
 
 
-def _model_type(name: str | os.PathLike, **kwargs: Any) -> str:
+def model_type_of(name: str | os.PathLike, **kwargs: Any) -> str:
+    """Read the `model_type` of a folder or a Hub id.
+
+    Raises:
+        LearngeneError: if there is no readable configuration.
+    """
     hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
     try:
         return AutoConfig.from_pretrained(name, **hub).model_type

@@ -1,0 +1,191 @@
+"""`mmlg moe`: make a CLIP mixture of experts in three steps, each a command."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import LearngeneError
+
+app = typer.Typer(
+    help="Turn a CLIP into a mixture of experts: diversify, then upcycle, then train-router.", no_args_is_help=True
+)
+console = Console()
+
+Data = Annotated[str, typer.Option(help="Image-text dataset: a Hub id, or a folder in datasets format.")]
+Split = Annotated[str, typer.Option(help="Split of the dataset.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Image column; found by itself where one stands out.")]
+TextColumn = Annotated[str | None, typer.Option(help="Text column; found by itself where one stands out.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only this many rows, from the first.")]
+BatchSize = Annotated[int, typer.Option(min=2, help="Pairs in one batch on each process.")]
+Epochs = Annotated[float, typer.Option(min=0.0, help="Passes over the data.")]
+MaxSteps = Annotated[int, typer.Option(help="Stop after this many steps; -1 goes by epochs.")]
+Seed = Annotated[int, typer.Option(help="Seeds everything that is drawn.")]
+
+
+@app.command(epilog="Example: mmlg moe diversify runs/base --data DATASET --output runs/experts --batch-size 128")
+def diversify(
+    base: Annotated[str, typer.Argument(help="The dense CLIP: a Hub id or a folder with model and processor.")],
+    data: Data,
+    output: Annotated[Path, typer.Option(help="Folder of the experts; run again to go on after an interruption.")],
+    num_experts: Annotated[int, typer.Option(min=2, help="Experts of the mixture, the base included.")] = 4,
+    num_clusters: Annotated[int, typer.Option(min=1, help="Clusters of images and of texts in each stage.")] = 3,
+    max_dropped: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Largest share of pairs that may fill no batch.")
+    ] = 0.5,
+    batch_size: BatchSize = 128,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-5,
+    epochs: Epochs = 1.0,
+    max_steps: MaxSteps = -1,
+    label_smoothing: Annotated[float, typer.Option(min=0.0, max=1.0, help="Smoothing of the targets.")] = 0.1,
+    split: Split = "train",
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    limit: Limit = None,
+    seed: Seed = 42,
+) -> None:
+    """Fine-tune diversified experts of a CLIP: one stage for each, on clusters of the stages before."""
+    from .diversification import DiversifyArguments
+    from .diversification import diversify as run
+
+    with _errors():
+        processor, rows = _inputs(base, data, split, image_column, text_column, limit)
+        args = DiversifyArguments(
+            num_experts=num_experts,
+            num_clusters=num_clusters,
+            max_dropped=max_dropped,
+            label_smoothing_factor=label_smoothing,
+            **_training(output, batch_size, learning_rate, epochs, max_steps, seed),
+        )
+        experts = run(base, rows, args, processor=processor)
+    _show_stages(output)
+    console.print(f"{len(experts)} experts in {output}. Next: mmlg moe upcycle {base} --experts {output} --output ...")
+
+
+@app.command(epilog="Example: mmlg moe upcycle runs/base --experts runs/experts --output runs/mixture")
+def upcycle(
+    base: Annotated[str, typer.Argument(help="The dense CLIP that the experts were fine-tuned from.")],
+    output: Annotated[Path, typer.Option(help="Folder of the mixture.")],
+    experts: Annotated[Path | None, typer.Option(help="Output folder of diversify: takes all its experts.")] = None,
+    expert: Annotated[list[str] | None, typer.Option(help="One expert, a folder or Hub id; can be repeated.")] = None,
+    num_experts_per_tok: Annotated[int, typer.Option(min=1, help="Experts that process one token.")] = 2,
+    seed: Seed = 0,
+) -> None:
+    """Assemble a CLIP and its fine-tunes into one mixture of experts, with new routers."""
+    from .upcycling import count_parameters
+    from .upcycling import upcycle as run
+
+    with _errors():
+        given = [*_experts_in(experts), *(expert or [])]
+        mixture = run(base, given, num_experts_per_tok=num_experts_per_tok, seed=seed)
+        mixture.save_pretrained(output)
+        _processor(base).save_pretrained(output)
+    counts = count_parameters(mixture)
+    console.print(
+        f"{len(given) + 1} experts, {num_experts_per_tok} for each token: {counts['total']:,} parameters, "
+        f"{counts['active']:,} active. Next: mmlg moe train-router {output} --data ... --output ..."
+    )
+
+
+@app.command(epilog="Example: mmlg moe train-router runs/mixture --data DATASET --output runs/clip-moe")
+def train_router(
+    mixture: Annotated[str, typer.Argument(help="The mixture: a folder or Hub id with model and processor.")],
+    data: Data,
+    output: Annotated[Path, typer.Option(help="Folder of the trained mixture.")],
+    train_experts: Annotated[bool, typer.Option(help="Also train the experts, as copies of one MLP need.")] = False,
+    batch_size: BatchSize = 128,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-6,
+    epochs: Epochs = 1.0,
+    max_steps: MaxSteps = -1,
+    split: Split = "train",
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    limit: Limit = None,
+    seed: Seed = 42,
+) -> None:
+    """Train the routers of a mixture, and plot how its experts are used."""
+    from .router import RouterArguments
+    from .router import train_router as run
+
+    with _errors():
+        processor, rows = _inputs(mixture, data, split, image_column, text_column, limit)
+        args = RouterArguments(
+            train_experts=train_experts, **_training(output, batch_size, learning_rate, epochs, max_steps, seed)
+        )
+        run(mixture, rows, args, processor=processor)
+    console.print(f"The mixture is in {output}, the usage of its experts in {output / 'expert_usage.png'}")
+
+
+class _errors:
+    """Turn bad input into one sentence and exit code 2."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, LearngeneError):
+            Console(stderr=True).print(f"[red]Error:[/red] {error}", soft_wrap=True)
+            raise typer.Exit(2) from error
+
+
+def _training(
+    output: Path, batch_size: int, learning_rate: float, epochs: float, max_steps: int, seed: int
+) -> dict[str, Any]:
+    return {
+        "output_dir": str(output),
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "num_train_epochs": epochs,
+        "max_steps": max_steps,
+        "seed": seed,
+        "save_total_limit": 1,
+        "logging_steps": 10,
+        "report_to": "none",
+    }
+
+
+def _processor(name: str) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise LearngeneError(f"{name!r} has no processor beside the model: save its CLIPProcessor there") from error
+
+
+def _inputs(
+    name: str, data: str, split: str, image_column: str | None, text_column: str | None, limit: int | None
+) -> tuple[Any, Any]:
+    """Return the model's processor and the rows as tensors, made once and cached by `datasets`."""
+    from ..data import load_image_text, process_pairs
+
+    processor = _processor(name)
+    rows = load_image_text(data, split)
+    if limit is not None:
+        rows = rows.select(range(min(limit, len(rows))))
+    return processor, process_pairs(rows, processor, image_column=image_column, text_column=text_column)
+
+
+def _experts_in(folder: Path | None) -> list[str]:
+    """List the experts that diversify left in a folder, in the order of their stages."""
+    if folder is None:
+        return []
+    found = sorted(folder.glob("stage-*/stage.json"), key=lambda path: int(path.parent.name.removeprefix("stage-")))
+    if not found:
+        raise LearngeneError(f"{str(folder)!r} holds no finished stage: `mmlg moe diversify` makes them")
+    return [str(path.parent / "expert") for path in found]
+
+
+def _show_stages(folder: Path) -> None:
+    import json
+
+    table = Table("stage", "clusters", "smallest", "largest", "pairs dropped", "steps", "seconds")
+    for expert in _experts_in(folder):
+        stage = json.loads((Path(expert).parent / "stage.json").read_text())
+        sizes, dropped = stage["sizes"], f"{stage['dropped']} ({stage['dropped_share']:.1%})"
+        cells = (stage["stage"], len(sizes), sizes[-1], sizes[0], dropped, stage["steps"], round(stage["seconds"]))
+        table.add_row(*map(str, cells))
+    console.print(table)
