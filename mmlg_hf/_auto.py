@@ -30,7 +30,7 @@ def _register_models(auto: Any) -> None:
 _REGISTRATIONS: dict[str, tuple[tuple[str, ...], Callable[[Any], None]]] = {
     "transformers.models.auto.configuration_auto": (("configuration_learngene",), _register_configs),
     "transformers.models.auto.modeling_auto": (
-        ("configuration_learngene", "modeling_text_classification", "growth", "modeling_learngene"),
+        ("configuration_learngene", "modeling_text_classification", "growth", "loading", "modeling_learngene"),
         _register_models,
     ),
 }

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .configuration_learngene import Size
 from .errors import LearngeneError
+from .loading import save_along
 from .modeling_text_classification import CLIPTextForSequenceClassification
 
 # What a descendant config may be given by the caller: anything that does not change a shape the gene decides.
@@ -29,6 +30,7 @@ class DescendantMixin:
     """The method `descendant` of a gene."""
 
     config: Any
+    processor: Any
 
     def descendant(
         self,
@@ -78,7 +80,11 @@ class DescendantMixin:
             config.text_config.label2id = config.label2id = {name: index for index, name in labels.items()}
         _override(config, modality, config_overrides)
         _record_provenance(config, self.config, modality)
-        return self._build(config, modality, num_labels, own_head, dtype or torch.float32)
+        model = self._build(config, modality, num_labels, own_head, dtype or torch.float32)
+        if self.processor is not None:
+            part = {"image": "image_processor", "text": "tokenizer"}.get(modality)
+            save_along(model, getattr(self.processor, part, self.processor) if part else self.processor)
+        return model
 
     @torch.no_grad()
     def _build(self, config: Any, modality: str, num_labels: int | None, own_head: bool, dtype: torch.dtype):

@@ -16,6 +16,7 @@ from transformers.models.clip.modeling_clip import (
 )
 
 from .configuration_learngene import LearngeneConfig
+from .errors import LearngeneError
 from .expansion import (
     IMAGE_AXES,
     LAYER_AXES,
@@ -27,6 +28,7 @@ from .expansion import (
     take_slice,
 )
 from .growth import DescendantMixin
+from .loading import StrictLoadingMixin
 
 ENCODERS = {"image": "vision_model", "text": "text_model"}
 BLOCKS = {"image": "vision_blocks", "text": "text_blocks"}
@@ -146,10 +148,11 @@ class LearngeneTextModel(CLIPTextModel):
         self.post_init()
 
 
-class LearngeneMixin(DescendantMixin):
+class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
     """Blocks, their initialisation, and the expansion into layers: shared by both kinds of gene."""
 
     config: LearngeneConfig
+    processor = None  # saved along with the gene and its descendants when set
 
     def _build_blocks(self) -> None:
         config = self.config
@@ -244,8 +247,6 @@ class LearngeneModel(LearngeneMixin, CLIPModel):
 
     def __init__(self, config: LearngeneConfig):
         if config.text_config is None:
-            from .errors import LearngeneError
-
             raise LearngeneError(
                 "this is an image gene (its text_config is None): load it as LearngeneForImageClassification"
             )
