@@ -24,10 +24,16 @@ from huggingface_hub.errors import (
 )
 
 from .errors import LearngeneError
+from .parts import WEIGHTS, WEIGHTS_INDEX, is_needed
 
 REPO_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# Files of a processor, as regular expressions: its own config holds both of its parts' settings.
+IMAGE_PROCESSOR = r"(pre)?processor_config\.json"
+TOKENIZER = (
+    r"processor_config\.json|(tokenizer|tokenizer_config|vocab|special_tokens_map|added_tokens)\.json|merges\.txt"
+)
 ATTEMPTS = 3
 # httpx's own base class: huggingface_hub moved from httpx to httpx2, and both may be installed.
 HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]  # type: ignore[assignment]
@@ -55,7 +61,8 @@ def check_subfolder(subfolder: str) -> str:
 def fetch_learngene(
     repo_id: str,
     *,
-    wanted: Callable[[str], bool] | None = None,
+    modality: str | None = None,
+    with_processor: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike | None = None,
@@ -70,8 +77,9 @@ def fetch_learngene(
     times in all.
 
     Args:
-        wanted: takes a tensor's name and says whether it is needed; shards without a needed tensor are not fetched.
-            None fetches all.
+        modality: "image" or "text" fetches only the shards, and of the processor only the part, that descendants of
+            that modality need. None and "multimodal" fetch all.
+        with_processor: fetch the processor too, where one is stored with the gene.
         revision: branch, tag or commit; None takes main.
         token: a Hub token; None takes the saved one, False sends none.
         cache_dir: None takes the Hub's own.
@@ -107,13 +115,16 @@ def fetch_learngene(
             raise LearngeneError(f"{where} holds no model: it has no config.json") from None
         folder = config.parent
         commit = _commit_of(config)
-        for name in _weight_files(repo_id, commit, fetch, wanted, token):
+        names = _weight_files(repo_id, commit, fetch, is_needed(modality), token)
+        if with_processor and not (local_files_only or constants.HF_HUB_OFFLINE):
+            names += _processor_files(repo_id, commit, subfolder, modality, token)
+        for name in names:
             fetch(name, commit)
     return folder, commit
 
 
 def _weight_files(
-    repo_id: str, commit: str, fetch: Callable, wanted: Callable | None, token: str | bool | None
+    repo_id: str, commit: str, fetch: Callable, wanted: Callable[[str], bool], token: str | bool | None
 ) -> list[str]:
     """The safetensors files of the gene that hold a wanted tensor."""
     try:
@@ -132,11 +143,23 @@ def _weight_files(
                     ) from None
             raise LearngeneError(f"{repo_id} has no weights: it needs {WEIGHTS}") from None
         return []
-    names = {shard for tensor, shard in index["weight_map"].items() if wanted is None or wanted(tensor)}
+    names = {shard for tensor, shard in index["weight_map"].items() if wanted(tensor)}
     for name in names:
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
             raise LearngeneError(f"{WEIGHTS_INDEX} of {repo_id} names a shard {name!r}, which is no plain file name")
     return sorted(names)
+
+
+def _processor_files(
+    repo_id: str, commit: str, subfolder: str, modality: str | None, token: str | bool | None
+) -> list[str]:
+    """The files of the processor that lie beside the gene."""
+    wanted = {"image": IMAGE_PROCESSOR, "text": TOKENIZER}.get(modality or "", f"{IMAGE_PROCESSOR}|{TOKENIZER}")
+    prefix = subfolder.rstrip("/") + "/" if subfolder else ""
+    files = HfApi().list_repo_files(repo_id, revision=commit, token=token)
+    return [
+        name for file in files if re.fullmatch(wanted, name := file.removeprefix(prefix)) and file == prefix + name
+    ]
 
 
 def _commit_of(path: Path) -> str:

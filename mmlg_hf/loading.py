@@ -64,7 +64,7 @@ class StrictLoadingMixin:
         else:
             folder, commit = fetch_learngene(
                 name,
-                wanted=None if modality is None else is_needed(modality),
+                modality=modality,
                 revision=revision,
                 token=token,
                 cache_dir=cache_dir,
@@ -121,7 +121,7 @@ class StrictLoadingMixin:
     def save_pretrained(
         self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Save as `PreTrainedModel.save_pretrained` does, with the processor, and the weights in one file for each part.
+        """Save as `PreTrainedModel.save_pretrained` does, with the processor, the weights in one file for each part.
 
         An image descendant can then be grown without fetching the text side, and a text descendant without the other.
         """
@@ -151,7 +151,7 @@ def _save_with_processor(model: Any, save_directory: str | os.PathLike, *args: A
 
 
 def check_folder(folder: Path, name: str | None = None) -> None:
-    """Refuse a folder that holds something else than a gene in safetensors files; `name` is what the error calls it."""
+    """Refuse a folder that holds no gene in safetensors files; `name` is what the error calls the folder."""
     name = name or str(folder)
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")

@@ -20,9 +20,9 @@ def part_of(name: str) -> str:
     return _PART_OF_PREFIX.get(name.partition(".")[0].partition("_")[0], SHARED)
 
 
-def is_needed(modality: str) -> Callable[[str], bool]:
-    """A test of tensor names: whether a descendant of this modality is made from the tensor."""
-    parts = {"image": {SHARED, "image"}, "text": {SHARED, "text"}}.get(modality, {SHARED, "image", "text"})
+def is_needed(modality: str | None) -> Callable[[str], bool]:
+    """A test of tensor names: whether a descendant of this modality is made from the tensor; None is "multimodal"."""
+    parts = {SHARED, modality} if modality in ("image", "text") else {SHARED, "image", "text"}
     return lambda name: part_of(name) in parts
 
 
