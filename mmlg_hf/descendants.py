@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoProcessor
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
 from .configuration_learngene import LearngeneConfig, Size
 from .errors import LearngeneError
+from .hub import check_subfolder, fetch_learngene
 from .loading import check_folder
 from .modeling_learngene import LearngeneForImageClassification, LearngeneMixin, LearngeneModel
 
@@ -31,7 +32,7 @@ def locate_learngene(learngene: str | os.PathLike) -> str:
 
 
 def load_processor(learngene: str | os.PathLike, **hub_kwargs: Any) -> Any:
-    """Load the processor stored with a gene (images and text; images alone for an image gene).
+    """Load the processor stored with a gene (images and text, or the one side that is there).
 
     Args:
         learngene: a Hub id, a folder or a bundled name.
@@ -41,7 +42,7 @@ def load_processor(learngene: str | os.PathLike, **hub_kwargs: Any) -> Any:
         LearngeneError: if the gene was stored without one.
     """
     name = locate_learngene(learngene)
-    for auto in (AutoProcessor, AutoImageProcessor):
+    for auto in (AutoProcessor, AutoImageProcessor, AutoTokenizer):
         try:
             return auto.from_pretrained(name, **hub_kwargs)
         except (OSError, ValueError):
@@ -50,12 +51,17 @@ def load_processor(learngene: str | os.PathLike, **hub_kwargs: Any) -> Any:
 
 
 def load_learngene(
-    learngene: str | os.PathLike | LearngeneMixin, *, dtype: torch.dtype | str = torch.float32, **hub_kwargs: Any
+    learngene: str | os.PathLike | LearngeneMixin,
+    *,
+    modality: str | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    **hub_kwargs: Any,
 ) -> LearngeneMixin:
     """Load a gene of either kind, with its processor when one is stored with it.
 
     Args:
         learngene: a Hub id, a folder, a bundled name, or a gene in memory, which is returned as it is.
+        modality: "image" or "text" fetches and loads only what descendants of that modality are made from.
         dtype: of the weights; "auto" keeps the stored one.
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`.
 
@@ -71,12 +77,19 @@ def load_learngene(
         )
     name = locate_learngene(learngene)
     if os.path.isdir(name):
-        check_folder(Path(name, hub_kwargs.get("subfolder", "")))
-    config = LearngeneConfig.from_pretrained(name, **hub_kwargs)
+        folder = Path(name, check_subfolder(hub_kwargs.get("subfolder", "")))
+    else:
+        folder, commit = fetch_learngene(name, modality=modality, with_processor=True, **hub_kwargs)
+        # What follows takes this commit's files from the cache: the Hub may have moved on meanwhile.
+        hub_kwargs = {**hub_kwargs, "revision": commit, "local_files_only": True}
+    check_folder(folder, name)
+    config = LearngeneConfig.from_pretrained(folder)
     cls: Any = LearngeneForImageClassification if config.text_config is None else LearngeneModel
-    gene = cls.from_pretrained(name, dtype=dtype, **hub_kwargs)
+    if modality is not None:
+        config.check_modality(modality)
+    gene = cls.from_pretrained(name, modality=modality, dtype=dtype, **hub_kwargs)
     try:
-        gene.processor = load_processor(name, **hub_kwargs)
+        gene.processor = load_processor(folder)
     except LearngeneError:
         gene.processor = None  # a gene without one still grows; its descendants then come without one too
     return gene
@@ -134,7 +147,7 @@ def from_learngene(
         "subfolder": subfolder,
     }
     given = {name: value for name, value in hub_kwargs.items() if value}
-    gene: Any = load_learngene(learngene, **given)
+    gene: Any = load_learngene(learngene, modality=modality, **given)
     return gene.descendant(
         depth,
         width,
