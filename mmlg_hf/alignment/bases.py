@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import logging
 
 from ..errors import LearngeneError
 
@@ -61,13 +62,31 @@ def _load(name: str, modality: str, **kwargs: Any) -> PreTrainedModel:
         config = getattr(config, f"{modality}_config", None) or config
         if type(config) not in MODEL_MAPPING:
             raise LearngeneError(f"{name!r} is a {config.model_type!r} model: transformers has no bare encoder of it")
-        return _bare(MODEL_MAPPING[type(config)].from_pretrained(name, config=config, **kwargs), modality)
+        return _bare(_load_complete(MODEL_MAPPING[type(config)], name, config, kwargs), modality)
     except (OSError, ValueError) as error:
         if isinstance(error, LearngeneError):
             raise
         at = f" at revision {kwargs['revision']}" if kwargs.get("revision") else ""
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LearngeneError(f"cannot load the {modality} encoder {name!r}{at}: {reason}") from error
+
+
+def _load_complete(cls: Any, name: str, config: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """Load a bare encoder, dropping the repository's heads in silence and refusing weights that are not all there."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        encoder, report = cls.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(report["missing_keys"])
+    if missing and all(key.startswith("pooler.") for key in missing):
+        encoder.pooler = None  # a random one would pass for a trained one
+    elif missing:
+        raise LearngeneError(
+            f"{name!r} lacks weights of {cls.__name__} ({', '.join(missing[:5])}): it is damaged or another model"
+        )
+    return encoder
 
 
 def record_base(source: str | os.PathLike | PreTrainedModel, encoder: PreTrainedModel) -> dict[str, Any] | None:

@@ -279,6 +279,7 @@ class DualEncoderModel(VisionTextDualEncoderModel):
         hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
         config = kwargs.pop("config", None) or cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
         weights = complete_weights(cls, config, read_weights(pretrained_model_name_or_path, **hub), vision, text, hub)
+        kwargs.setdefault("dtype", config.dtype or torch.float32)  # the pair's own, whatever its encoders' files hold
         model = super().from_pretrained(None, *args, config=config, state_dict=weights, **kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
         loaded.config._name_or_path = os.fspath(pretrained_model_name_or_path)

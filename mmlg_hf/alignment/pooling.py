@@ -33,7 +33,7 @@ def check_pooling(modality: str, pooling: str) -> str:
 
 def default_pooling(modality: str, config: Any) -> str:
     """Choose the pooling that an encoder was trained for: class token, end token for causal text encoders."""
-    if config.model_type in _OWN_POOLING:
+    if config.model_type in _OWN_POOLING or hasattr(config, "depths"):  # depths: Swin and convolutional encoders
         return "pooler"
     reads_leftwards = (
         config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

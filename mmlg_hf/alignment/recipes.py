@@ -5,6 +5,7 @@ are the peft method in `adapters`.
 """
 
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -70,7 +71,10 @@ def add_trained_modules(model: "DualEncoderModel") -> None:
         peft_config = _import_peft(config.recipe).LNTuningConfig(target_modules=_layer_norms(model))
     else:
         return
-    _import_peft(config.recipe).inject_adapter_in_model(peft_config, model)
+    with warnings.catch_warnings():
+        # peft warns at LayerNorms, which are what its own LayerNorm tuning takes.
+        warnings.filterwarnings("ignore", message="Unsupported layer type")
+        _import_peft(config.recipe).inject_adapter_in_model(peft_config, model)
 
 
 def mark_trainable(model: "DualEncoderModel") -> None:
