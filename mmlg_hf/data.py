@@ -21,9 +21,11 @@ from datasets import (
 )
 from datasets import load_dataset as _load_dataset
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
+from transformers.utils import logging
 
 from .errors import LearngeneError
+
+logger = logging.get_logger(__name__)
 
 AnyDataset = Dataset | IterableDataset
 
@@ -217,7 +219,9 @@ def process_pairs(
     """Turn pairs into `pixel_values` [3, H, W] float32 and `input_ids` [T] once, cached on disk by `datasets`.
 
     Args:
+        dataset: a `Dataset`, or an `IterableDataset`, which is processed as it streams.
         processor: a `CLIPProcessor`, or anything with `image_processor` and `tokenizer`.
+        image_column, text_column: the columns' names; None finds them. Of several captions the first is taken.
         max_length: longest text in tokens, longer ones are cut; None takes the tokenizer's own limit.
         on_bad_image: "raise" stops at the first unreadable image with its index; "skip" drops such rows and says
             how many (for a stream, which has no length, they are dropped as they come).
@@ -227,76 +231,95 @@ def process_pairs(
     Raises:
         LearngeneError: an unreadable image under "raise", no readable image at all, or missing columns.
     """
+    image_column, text_column = find_columns(dataset, image_column, text_column)
+
+    def tokenize(texts: list[Any]) -> list[list[int]]:
+        firsts = [(text[0] if isinstance(text, list) and text else text) or "" for text in texts]
+        return processor.tokenizer(firsts, truncation=True, max_length=max_length)["input_ids"]
+
+    return _process(
+        dataset, processor.image_processor, image_column, on_bad_image, keep_columns, num_proc, text_column, tokenize
+    )
+
+
+def process_images(
+    dataset: AnyDataset,
+    image_processor: Any,
+    *,
+    image_column: str | None = None,
+    on_bad_image: str = "raise",
+    keep_columns: tuple[str, ...] = (),
+    num_proc: int | None = None,
+) -> AnyDataset:
+    """Turn images into `pixel_values` [3, H, W] float32 once: `process_pairs` for data without texts."""
+    image_column = _pick_column("image", image_column, _column_kinds(dataset), IMAGE_COLUMN_NAMES)
+    return _process(dataset, image_processor, image_column, on_bad_image, keep_columns, num_proc)
+
+
+def _process(
+    dataset: AnyDataset,
+    image_processor: Any,
+    image_column: str,
+    on_bad_image: str,
+    keep: tuple[str, ...],
+    num_proc: int | None,
+    text_column: str | None = None,
+    tokenize: Callable[[list[Any]], list[list[int]]] | None = None,
+) -> AnyDataset:
     if on_bad_image not in ("raise", "skip"):
         raise LearngeneError(f'on_bad_image is {on_bad_image!r}: it takes "raise" or "skip"')
-    image_column, text_column = find_columns(dataset, image_column, text_column)
-    work = _pair_processor(processor, image_column, text_column, max_length, on_bad_image, keep_columns)
-    dataset = _undecoded(dataset, image_column)
+    # Images come as bytes, so that one that cannot be decoded is met in our code, with its index.
+    if dataset.features is not None and isinstance(dataset.features.get(image_column), Image):
+        dataset = dataset.cast_column(image_column, Image(decode=False))
+
+    def work(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        images, kept = _open_images(batch[image_column], indices, on_bad_image)
+        done: dict[str, list] = {name: [batch[name][position] for position in kept] for name in keep}
+        done["pixel_values"] = (
+            list(image_processor(images=images, return_tensors="np")["pixel_values"]) if kept else []
+        )
+        if tokenize is not None:
+            done["input_ids"] = tokenize([batch[text_column][position] for position in kept]) if kept else []
+        return done
+
     columns = list(dataset.column_names or next(iter(dataset)))
     if isinstance(dataset, IterableDataset):
         return dataset.map(work, batched=True, batch_size=64, with_indices=True, remove_columns=columns)
     # Fixed-shape arrays are read without copying; nested lists would cost more than the model's own step.
-    blank = processor.image_processor(images=[PILImage.new("RGB", (8, 8))], return_tensors="np")["pixel_values"]
-    features = {"pixel_values": Array3D(blank.shape[1:], "float32"), "input_ids": List(Value("int64"))}
+    blank = image_processor(images=[PILImage.new("RGB", (8, 8))], return_tensors="np")["pixel_values"]
+    features: dict[str, Any] = {name: dataset.features[name] for name in keep}
+    features["pixel_values"] = Array3D(blank.shape[1:], "float32")
+    if tokenize is not None:
+        features["input_ids"] = List(Value("int64"))
     done = dataset.map(
         work,
         batched=True,
         batch_size=64,
         with_indices=True,
         remove_columns=columns,
-        features=Features({**features, **{name: dataset.features[name] for name in keep_columns}}),
+        features=Features(features),
         num_proc=num_proc,
-        desc="pairs",
+        desc="processing",
     )
     skipped = len(dataset) - len(done)
     if skipped and not len(done):
         raise LearngeneError(f"none of the {len(dataset)} images can be read")
     if skipped:
-        from transformers.utils import logging
-
-        logging.get_logger(__name__).warning(f"skipped {skipped} of {len(dataset)} rows: their images cannot be read")
+        logger.warning(f"skipped {skipped} of {len(dataset)} rows: their images cannot be read")
     return done.with_format("torch")
 
 
-def _undecoded(dataset: AnyDataset, image_column: str) -> AnyDataset:
-    """Hand images over as bytes, so that one that cannot be decoded is met in our code, with its index."""
-    if dataset.features is not None and isinstance(dataset.features.get(image_column), Image):
-        return dataset.cast_column(image_column, Image(decode=False))
-    return dataset
-
-
-def _pair_processor(
-    processor: Any,
-    image_column: str,
-    text_column: str,
-    max_length: int | None,
-    on_bad_image: str,
-    keep: tuple[str, ...],
-) -> Callable[[dict[str, list], list[int]], dict[str, list]]:
-    """Make the function that `datasets.map` runs over batches of rows."""
-
-    def work(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        images, kept = [], []
-        for position, value in enumerate(batch[image_column]):
-            try:
-                images.append(open_image(value))
-                kept.append(position)
-            except (OSError, UnidentifiedImageError, TypeError, KeyError) as error:
-                if on_bad_image == "raise":
-                    raise LearngeneError(
-                        f"the image of row {indices[position]} cannot be read ({type(error).__name__}): mend it, or "
-                        'pass on_bad_image="skip" to leave such rows out'
-                    ) from error
-        if not images:
-            return {"pixel_values": [], "input_ids": [], **{name: [] for name in keep}}
-        texts = [batch[text_column][position] for position in kept]
-        texts = [(text[0] if isinstance(text, list) else text) or "" for text in texts]
-        pixels = processor.image_processor(images=images, return_tensors="np")["pixel_values"]
-        tokens = processor.tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-        return {
-            "pixel_values": list(pixels),
-            "input_ids": tokens,
-            **{name: [batch[name][position] for position in kept] for name in keep},
-        }
-
-    return work
+def _open_images(values: list[Any], indices: list[int], on_bad_image: str) -> tuple[list[PILImage.Image], list[int]]:
+    """Open images; return them and the positions of those that could be read."""
+    images, kept = [], []
+    for position, value in enumerate(values):
+        try:
+            images.append(open_image(value))
+            kept.append(position)
+        except (OSError, TypeError, KeyError, AttributeError) as error:
+            if on_bad_image == "raise":
+                raise LearngeneError(
+                    f"the image of row {indices[position]} cannot be read ({type(error).__name__}): mend it, or "
+                    'pass on_bad_image="skip" to leave such rows out'
+                ) from error
+    return images, kept

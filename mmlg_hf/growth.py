@@ -177,7 +177,7 @@ def _override(config: Any, modality: str, overrides: dict[str, Any]) -> None:
 
 
 def _record_provenance(config: Any, gene: Any, modality: str) -> None:
-    """Say on the config where the weights come from, and on the sub-configs: one encoder's class reads only its own."""
+    """Record the source on the config, and on the sub-configs: one encoder's class reads only its own."""
     name = gene._name_or_path or None
     source = {"learngene": name, "revision": getattr(gene, "_commit_hash", None), "ancestor": gene.ancestor}
     for part in (config, config.vision_config, config.text_config):

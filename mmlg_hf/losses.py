@@ -182,3 +182,29 @@ def feature_distillation_loss(embeds: Tensor, ancestor_embeds: Tensor) -> Tensor
     own = F.normalize(embeds.float(), dim=-1)
     ancestor = F.normalize(ancestor_embeds.detach().float(), dim=-1)
     return (own - ancestor).square().sum(dim=-1).mean()
+
+
+def soft_distillation_loss(logits: Tensor, ancestor_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Soft distillation of a classifier (Hinton et al., 2015; TLEG, arXiv 2312.05614, with alpha 1 and T 1).
+
+    T^2 * KL(softmax(A / T) || softmax(S / T)), A being the ancestor's logits and S ours. Computed in float32.
+
+    Args:
+        logits: ours [B, labels].
+        ancestor_logits: the ancestor's [B, labels]; no gradient reaches them.
+        temperature: T, above 0.
+
+    Returns:
+        The mean over this process's rows, a scalar; 0 where both agree.
+
+    Raises:
+        LearngeneError: if the two shapes differ.
+    """
+    if logits.shape != ancestor_logits.shape:
+        raise LearngeneError(
+            f"soft distillation needs the same labels on both sides, got logits {list(logits.shape)} and the "
+            f"ancestor's {list(ancestor_logits.shape)}"
+        )
+    own = F.log_softmax(logits.float() / temperature, dim=-1)
+    ancestor = F.log_softmax(ancestor_logits.detach().float() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(own, ancestor, reduction="batchmean", log_target=True)

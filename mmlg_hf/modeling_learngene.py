@@ -174,12 +174,19 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
                 if self.config.mixing == "learned":
                     parameter = getattr(self, COEFFICIENTS[modality])
                     init.copy_(
-                        parameter, self._fixed_coefficients(encoder.num_hidden_layers)[:, None].expand_as(parameter)
+                        parameter, self.fixed_coefficients(encoder.num_hidden_layers)[:, None].expand_as(parameter)
                     )
         elif any(parameter is not None for parameter in module._parameters.values()) or module._buffers:
             super()._init_weights(module)
 
-    def _fixed_coefficients(self, depth: int) -> Tensor:
+    def block_groups(self) -> dict[str, LearngeneBlocks]:
+        """Return the stacks of blocks there are, by "multimodal", "image" and "text"."""
+        groups = {"multimodal": self.multimodal_blocks}
+        groups |= {modality: getattr(self, BLOCKS[modality]) for modality in self.config.encoder_configs}
+        return {name: blocks for name, blocks in groups.items() if blocks is not None}
+
+    def fixed_coefficients(self, depth: int) -> Tensor:
+        """Return the coefficients of fixed mixing, from which "learned" starts: [depth, blocks]."""
         config = self.config
         return mixing_coefficients(config.mixing, config.num_multimodal_blocks, config.num_unimodal_blocks, depth)
 
@@ -195,7 +202,7 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         """
         depth = depth or self.config.encoder_configs[modality].num_hidden_layers
         if self.config.mixing != "learned":
-            return self._fixed_coefficients(depth)
+            return self.fixed_coefficients(depth)
         learned = interpolate_coefficients(getattr(self, COEFFICIENTS[modality]), depth)  # [depth, parameters, blocks]
         return dict(zip(LAYER_AXES, learned.unbind(1), strict=True))
 
@@ -210,9 +217,9 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
             for each parameter of CLIP's encoder layer a tensor [depth, ...].
         """
         config = encoder_config or self.config.encoder_configs[modality]
+        there = self.block_groups()
         groups = [
-            dict(blocks.named_parameters()) if blocks is not None else {}
-            for blocks in (self.multimodal_blocks, getattr(self, BLOCKS[modality]))
+            dict(there[group].named_parameters()) if group in there else {} for group in ("multimodal", modality)
         ]
         return expand_layers(*groups, self.coefficients(modality, config.num_hidden_layers), encoder_sizes(config))
 

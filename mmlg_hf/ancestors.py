@@ -1,0 +1,199 @@
+"""The ancestor: loading it, reading off the gene it gives, and its outputs over a data set."""
+
+import copy
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    CLIPForImageClassification,
+    CLIPModel,
+    PreTrainedModel,
+    ViTForImageClassification,
+)
+
+from .configuration_learngene import LearngeneConfig
+from .errors import LearngeneError
+from .expansion import IMAGE_AXES, TEXT_AXES, take_slice
+from .modeling_learngene import LearngeneForImageClassification, LearngeneModel, encoder_sizes
+
+# What is distilled of an ancestor; the columns that carry it beside the data.
+EMBEDDING_COLUMNS = ("ancestor_image_embeds", "ancestor_text_embeds")
+LOGITS_COLUMN = "ancestor_logits"
+
+
+def load_ancestor(ancestor: str | os.PathLike | PreTrainedModel, revision: str | None = None) -> PreTrainedModel:
+    """Load the model to extract from, frozen and in evaluation mode, as a stock class.
+
+    Args:
+        ancestor: a Hub id, a folder or a model: `CLIPModel`, or for an image gene (TLEG) an image classifier,
+            `CLIPForImageClassification` or `ViTForImageClassification`.
+        revision: branch, tag or commit on the Hub; None takes main. The commit is recorded.
+
+    Raises:
+        LearngeneError: if it is none of these.
+    """
+    classes = (CLIPModel, CLIPForImageClassification, ViTForImageClassification)
+    if isinstance(ancestor, (str, os.PathLike)):
+        name = os.fspath(ancestor)
+        try:
+            config = AutoConfig.from_pretrained(name, revision=revision)
+        except (OSError, ValueError) as error:
+            raise LearngeneError(f"cannot read the ancestor {name!r}: {str(error).splitlines()[0]}") from error
+        architecture = (config.architectures or ["CLIPModel" if config.model_type == "clip" else config.model_type])[0]
+        chosen = {cls.__name__: cls for cls in classes}.get(architecture)
+        if chosen is None:
+            raise LearngeneError(
+                f"the ancestor {name!r} is a {architecture} (model type {config.model_type!r}), no CLIP: give a "
+                "CLIPModel, or for an image gene a CLIPForImageClassification or ViTForImageClassification"
+            )
+        try:
+            # Pinned to the commit that was looked at, whatever happens to the branch meanwhile.
+            commit = getattr(config, "_commit_hash", None) or revision
+            model = chosen.from_pretrained(name, revision=commit, use_safetensors=True, dtype=torch.float32)
+        except OSError as error:
+            raise LearngeneError(f"cannot load the ancestor {name!r}: {str(error).splitlines()[0]}") from error
+    elif isinstance(ancestor, classes) and not isinstance(ancestor, (LearngeneModel, LearngeneForImageClassification)):
+        model = copy.deepcopy(ancestor)  # freezing and trimming must not reach the caller's model
+    else:
+        raise LearngeneError(
+            f"the ancestor is a {type(ancestor).__name__}, no CLIP: give a Hub id, a folder, a CLIPModel, or for an "
+            "image gene a CLIPForImageClassification or ViTForImageClassification"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def is_classifier(ancestor: PreTrainedModel) -> bool:
+    """Say whether the ancestor is an image classifier, which gives an image gene (TLEG)."""
+    return not isinstance(ancestor, CLIPModel)
+
+
+def describe_ancestor(ancestor: PreTrainedModel, parameters: int) -> dict[str, Any]:
+    """Return what a gene records of its ancestor."""
+    return {
+        "id": ancestor.name_or_path or None,
+        "revision": getattr(ancestor.config, "_commit_hash", None),
+        "class": type(ancestor).__name__,
+        "parameters": parameters,
+    }
+
+
+def gene_config(
+    ancestor: PreTrainedModel,
+    *,
+    num_multimodal_blocks: int,
+    num_unimodal_blocks: int,
+    mixing: str,
+    depth: Any = None,
+    width: Any = None,
+) -> LearngeneConfig:
+    """Return the config of a gene whose auxiliary model has the ancestor's shape, or the size given."""
+    config = ancestor.config
+    shared: dict[str, Any] = {"num_unimodal_blocks": num_unimodal_blocks, "mixing": mixing}
+    if not is_classifier(ancestor):
+        shared |= {"text_config": config.text_config.to_dict(), "vision_config": config.vision_config.to_dict()}
+        shared |= {"num_multimodal_blocks": num_multimodal_blocks, "projection_dim": config.projection_dim}
+    else:
+        if num_multimodal_blocks:
+            raise LearngeneError(
+                f"num_multimodal_blocks is {num_multimodal_blocks}, but a {type(ancestor).__name__} has no text side "
+                "to share blocks with: set num_multimodal_blocks=0 (TLEG: num_unimodal_blocks=2)"
+            )
+        shared |= {"vision_config": _vision_config(config), "num_multimodal_blocks": 0}
+        shared |= {"id2label": config.id2label, "label2id": config.label2id}
+    full = LearngeneConfig(**shared)
+    if depth is None and width is None:
+        return full
+    smaller = full.descendant_config(depth, width, "image" if is_classifier(ancestor) else "multimodal")
+    shared["vision_config"] = smaller.vision_config.to_dict()
+    if "text_config" in shared:
+        shared["text_config"] = smaller.text_config.to_dict()
+    return LearngeneConfig(**shared)
+
+
+def _vision_config(config: Any) -> dict[str, Any]:
+    """Read CLIP's vision config off an image classifier's; a ViT's fields have the same names."""
+    if hasattr(config, "vision_config"):
+        return config.vision_config.to_dict()
+    fields = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
+        "patch_size", "layer_norm_eps",
+    )  # fmt: skip
+    return {name: getattr(config, name) for name in fields} | {"hidden_act": config.hidden_act}
+
+
+@torch.no_grad()
+def copy_outer_weights(gene: Any, ancestor: PreTrainedModel) -> None:
+    """Start everything that is no encoder layer from the ancestor's: leading slices where the gene is narrower.
+
+    A ViT keeps its embeddings elsewhere and is left out: its gene starts from scratch, as in TLEG.
+    """
+    own, theirs = dict(gene.named_parameters()), dict(ancestor.named_parameters())
+    for modality, config in gene.config.encoder_configs.items():
+        for name, axes in (IMAGE_AXES if modality == "image" else TEXT_AXES).items():
+            if name in own and name in theirs:
+                own[name].copy_(take_slice(theirs[name], axes, encoder_sizes(config)))
+    if "logit_scale" in own and "logit_scale" in theirs:
+        own["logit_scale"].copy_(theirs["logit_scale"])
+
+
+@torch.no_grad()
+def ancestor_outputs(ancestor: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """Return what the ancestor says of a batch: normalised embeddings [B, D] of both sides, or logits [B, labels]."""
+    if is_classifier(ancestor):
+        return {LOGITS_COLUMN: ancestor(pixel_values=inputs["pixel_values"]).logits.float()}
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+    embeds = (
+        ancestor.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output,
+        ancestor.get_text_features(**text).pooler_output,
+    )
+    return {name: F.normalize(e.float(), dim=-1) for name, e in zip(EMBEDDING_COLUMNS, embeds, strict=True)}
+
+
+def cache_ancestor_outputs(
+    ancestor: Any, dataset: Dataset, collator: Any, processor: Any, cache_dir: str | os.PathLike, batch_size: int = 256
+) -> Dataset:
+    """Add the ancestor's outputs to processed data as columns, computed once and kept in an Arrow file.
+
+    The file is keyed by the ancestor's weights (which its commit decides), the data's fingerprint and the processor.
+
+    Args:
+        dataset: rows as `process_pairs` leaves them.
+        collator: makes a batch of rows.
+        cache_dir: folder of the files; made if missing.
+    """
+    key = hashlib.sha256()
+    for name, weight in ancestor.state_dict().items():
+        key.update(name.encode())
+        key.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    key.update(dataset._fingerprint.encode())
+    key.update(
+        processor.to_json_string().encode() if hasattr(processor, "to_json_string") else str(processor).encode()
+    )
+    Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    file = Path(cache_dir, f"ancestor-outputs-{key.hexdigest()[:32]}.arrow")
+    device = next(ancestor.parameters()).device
+
+    def outputs(batch: dict[str, list]) -> dict[str, Any]:
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in collator(rows).items()}
+        return {name: values.cpu().numpy() for name, values in ancestor_outputs(ancestor, inputs).items()}
+
+    names = (LOGITS_COLUMN,) if is_classifier(ancestor) else EMBEDDING_COLUMNS
+    found = dataset.map(
+        outputs,
+        batched=True,
+        batch_size=batch_size,
+        remove_columns=dataset.column_names,
+        features=Features({name: List(Value("float32")) for name in names}),
+        cache_file_name=str(file),
+        new_fingerprint=key.hexdigest()[:16],
+        desc="ancestor",
+    )
+    return concatenate_datasets([dataset.with_format(None), found.with_format(None)], axis=1).with_format("torch")
