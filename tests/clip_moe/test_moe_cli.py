@@ -1,0 +1,74 @@
+"""`mmlg moe diversify | upcycle | train-router` on pico data, and its errors."""
+
+import pytest
+from pico import pico_clip, pico_pairs, pico_processor
+from transformers import CLIPModel, CLIPProcessor
+from typer.testing import CliRunner
+
+from mmlg_hf.clip_moe import CLIPMoEModel
+from mmlg_hf.clip_moe.cli import app
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a base beside its processor, and pairs."""
+    pico_clip().save_pretrained(tmp_path / "base")
+    pico_processor().save_pretrained(tmp_path / "base")
+    pico_pairs(40).save_to_disk(tmp_path / "pairs")
+    return tmp_path
+
+
+def mmlg_moe(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_three_commands_make_a_trained_mixture(folder):
+    base, pairs = folder / "base", folder / "pairs"
+    stages = ["--num-experts", 3, "--num-clusters", 2, "--batch-size", 4, "--max-dropped", 0.9, "--limit", 32]
+    done = mmlg_moe("diversify", base, "--data", pairs, "--output", folder / "experts", *stages)
+    assert done.exit_code == 0, done.output
+    assert "pairs dropped" in done.output
+    done = mmlg_moe("upcycle", base, "--experts", folder / "experts", "--output", folder / "mixture")
+    assert done.exit_code == 0, done.output
+    assert "3 experts, 2 for each token" in done.output
+    training = ["--data", pairs, "--batch-size", 8, "--max-steps", 2, "--learning-rate", 1e-3]
+    done = mmlg_moe("train-router", folder / "mixture", *training, "--output", folder / "clip-moe")
+    assert done.exit_code == 0, done.output
+    assert CLIPMoEModel.from_pretrained(folder / "clip-moe").config.num_experts == 3
+    assert CLIPProcessor.from_pretrained(folder / "clip-moe").tokenizer.model_max_length == 16
+
+
+def test_experts_can_be_named_one_by_one(folder):
+    done = mmlg_moe("upcycle", folder / "base", "--expert", folder / "base", "--output", folder / "mixture")
+    assert done.exit_code == 0, done.output
+    assert CLIPMoEModel.from_pretrained(folder / "mixture").config.num_experts == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["upcycle", "{}/base", "--output", "{}/out"], "no expert was given"),
+        (["upcycle", "{}/base", "--experts", "{}/pairs", "--output", "{}/out"], "no finished stage"),
+        (
+            ["upcycle", "{}/base", "--expert", "{}/base", "--num-experts-per-tok", "5", "--output", "{}/out"],
+            "num_experts_per_tok is 5",
+        ),
+        (["diversify", "{}/bare", "--data", "{}/pairs", "--output", "{}/out"], "no processor"),
+        (["diversify", "{}/base", "--data", "{}/nowhere", "--output", "{}/out"], "cannot load the dataset"),
+        (["train-router", "{}/base", "--data", "{}/pairs", "--output", "{}/out"], "not a mixture"),
+    ],
+)
+def test_bad_input_gets_one_sentence_exit_code_2_and_no_output(folder, arguments, said):
+    CLIPModel.from_pretrained(folder / "base").save_pretrained(folder / "bare")
+    done = mmlg_moe(*[argument.replace("{}", str(folder)) for argument in arguments])
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.output
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["diversify", "upcycle", "train-router"])
+def test_help_shows_an_example(command):
+    done = mmlg_moe(command, "--help")
+    assert done.exit_code == 0
+    assert f"mmlg moe {command}" in done.output
