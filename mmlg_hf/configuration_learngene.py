@@ -61,8 +61,9 @@ class LearngeneConfig(PreTrainedConfig):
             if isinstance(given, dict):
                 setattr(self, name, kind(**{**given, "projection_dim": self.projection_dim}))
             elif given is not None and given.projection_dim != self.projection_dim:
-                given.projection_dim = self.projection_dim
+                setattr(self, name, kind(**{**given.to_dict(), "projection_dim": self.projection_dim}))
         super().__post_init__(**kwargs)
+        self.validate_architecture()  # `@strict` does so too, but hides the sentence behind an error of its own
 
     @property
     def encoder_configs(self) -> dict[str, Any]:
@@ -163,7 +164,7 @@ class LearngeneConfig(PreTrainedConfig):
         }
 
     def validate_architecture(self):
-        """Run by `@strict` at construction, at assignment and at save."""
+        """Raise a `LearngeneError` for a gene that cannot be; run at construction, and by `@strict` at save."""
         if self.mixing not in MIXINGS:
             raise LearngeneError(f"mixing is {self.mixing!r}: it takes one of {', '.join(map(repr, MIXINGS))}")
         for name in ("num_multimodal_blocks", "num_unimodal_blocks"):
