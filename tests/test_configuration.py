@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from huggingface_hub.errors import StrictDataclassClassValidationError
 from pico_genes import gene_config
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
