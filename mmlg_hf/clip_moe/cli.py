@@ -163,7 +163,7 @@ def _inputs(
     from ..data import load_image_text, process_pairs
 
     processor = _processor(name)
-    rows = load_image_text(data, split)
+    rows: Any = load_image_text(data, split)
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
     return processor, process_pairs(rows, processor, image_column=image_column, text_column=text_column)

@@ -126,7 +126,7 @@ class CLIPMoEConfig(CLIPConfig):
     @property
     def num_experts(self) -> int:
         """Experts in each mixture, E."""
-        return self.vision_config.num_experts
+        return self.vision_config.num_experts  # type: ignore[union-attr]
 
     @num_experts.setter
     def num_experts(self, value: int):
@@ -136,7 +136,7 @@ class CLIPMoEConfig(CLIPConfig):
     @property
     def num_experts_per_tok(self) -> int:
         """Experts that process one token, k."""
-        return self.vision_config.num_experts_per_tok
+        return self.vision_config.num_experts_per_tok  # type: ignore[union-attr]
 
     @num_experts_per_tok.setter
     def num_experts_per_tok(self, value: int):

@@ -4,6 +4,7 @@ Attention, embeddings, pooling and projections are transformers' own classes; on
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -216,7 +217,8 @@ class CLIPMoEModel(CLIPMoEPreTrainedModel, CLIPModel):
 
     def __init__(self, config: CLIPMoEConfig):
         PreTrainedModel.__init__(self, config)
-        vision_config, text_config = config.vision_config, config.text_config
+        vision_config: Any = config.vision_config
+        text_config: Any = config.text_config
         self.projection_dim = config.projection_dim
         self.text_embed_dim = text_config.hidden_size
         self.vision_embed_dim = vision_config.hidden_size
@@ -307,8 +309,9 @@ class CLIPMoEForImageClassification(CLIPMoEPreTrainedModel, CLIPForImageClassifi
     def __init__(self, config: CLIPMoEConfig):
         PreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
-        self.vision_model = CLIPMoEVisionModel._from_config(config.vision_config)
-        width = config.vision_config.hidden_size
+        vision_config: Any = config.vision_config
+        self.vision_model = CLIPMoEVisionModel._from_config(vision_config)
+        width = vision_config.hidden_size
         self.classifier = nn.Linear(width, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.post_init()
 

@@ -34,7 +34,7 @@ def load_dense_clip(model: str | os.PathLike | CLIPModel, **kwargs: Any) -> CLIP
     if isinstance(model, (str, os.PathLike)):
         name, model_type = repr(os.fspath(model)), model_type_of(model, **kwargs)
     else:
-        name, model_type = f"the {type(model).__name__}", getattr(getattr(model, "config", None), "model_type", None)
+        name, model_type = f"the {type(model).__name__}", str(model.config.model_type)
     if model_type == CLIPMoEConfig.model_type:
         raise LearngeneError(f"{name} is a mixture of experts already: give the dense CLIP it was made from")
     if model_type != CLIPConfig.model_type:
