@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from .configuration_learngene import LearngeneConfig
+from .data import processor_key
 from .errors import LearngeneError
 from .expansion import IMAGE_AXES, TEXT_AXES, take_slice
 from .modeling_learngene import LearngeneForImageClassification, LearngeneModel, encoder_sizes
@@ -172,10 +173,7 @@ def cache_ancestor_outputs(
     for name, weight in ancestor.state_dict().items():
         key.update(name.encode())
         key.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    key.update(dataset._fingerprint.encode())
-    key.update(
-        processor.to_json_string().encode() if hasattr(processor, "to_json_string") else str(processor).encode()
-    )
+    key.update(f"{dataset._fingerprint} {processor_key(processor)}".encode())
     Path(cache_dir).mkdir(parents=True, exist_ok=True)
     file = Path(cache_dir, f"ancestor-outputs-{key.hexdigest()[:32]}.arrow")
     device = next(ancestor.parameters()).device

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -237,8 +238,17 @@ def process_pairs(
         firsts = [(text[0] if isinstance(text, list) and text else text) or "" for text in texts]
         return processor.tokenizer(firsts, truncation=True, max_length=max_length)["input_ids"]
 
+    key = f"{processor_key(processor)} {text_column} {max_length}"
     return _process(
-        dataset, processor.image_processor, image_column, on_bad_image, keep_columns, num_proc, text_column, tokenize
+        dataset,
+        processor.image_processor,
+        image_column,
+        on_bad_image,
+        keep_columns,
+        num_proc,
+        key,
+        text_column,
+        tokenize,
     )
 
 
@@ -253,7 +263,26 @@ def process_images(
 ) -> AnyDataset:
     """Turn images into `pixel_values` [3, H, W] float32 once: `process_pairs` for data without texts."""
     image_column = _pick_column("image", image_column, _column_kinds(dataset), IMAGE_COLUMN_NAMES)
-    return _process(dataset, image_processor, image_column, on_bad_image, keep_columns, num_proc)
+    key = processor_key(image_processor)
+    return _process(dataset, image_processor, image_column, on_bad_image, keep_columns, num_proc, key)
+
+
+def processor_key(processor: Any) -> str:
+    """Describe what a processor does, alike in every process, for naming what it made.
+
+    Pickling it would not do: a tokenizer's state changes when it is used.
+    """
+    image_processor = getattr(processor, "image_processor", processor)
+    described = (
+        image_processor.to_json_string() if hasattr(image_processor, "to_json_string") else repr(image_processor)
+    )
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None:
+        return described
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = json.loads(backend.to_str()) if backend is not None else {"vocabulary": tokenizer.get_vocab()}
+    state |= {"padding": None, "truncation": None, "limit": tokenizer.model_max_length}
+    return described + json.dumps(state, sort_keys=True)
 
 
 def _process(
@@ -263,6 +292,7 @@ def _process(
     on_bad_image: str,
     keep: tuple[str, ...],
     num_proc: int | None,
+    key: str,
     text_column: str | None = None,
     tokenize: Callable[[list[Any]], list[list[int]]] | None = None,
 ) -> AnyDataset:
@@ -299,6 +329,9 @@ def _process(
         remove_columns=columns,
         features=Features(features),
         num_proc=num_proc,
+        new_fingerprint=hashlib.sha256(
+            f"{dataset._fingerprint} {key} {image_column} {on_bad_image} {keep}".encode()
+        ).hexdigest()[:16],
         desc="processing",
     )
     skipped = len(dataset) - len(done)

@@ -1,0 +1,63 @@
+"""Measure the choices that `ExtractionArguments` has defaults for, on the validation split, in short runs.
+
+    python -m benchmarks.extraction_choices --ancestor runs/ancestor [--data FOLDER] [--steps 60]
+
+Each choice changes one thing against the defaults; every run has the same data, steps, batch and learning rate. Runs
+that are done are not repeated. Writes `benchmarks/results/extraction_choices.json`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fashion import HUB_ID, environment, load_splits, measure
+from benchmarks.gene import arguments
+from mmlg_hf import extract_learngene
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "fitted, affinity": {},
+    "random, affinity": {"initialisation": "random"},
+    "fitted, feature": {"affinity_weight": 0.0, "feature_weight": 1.0},
+    "fitted, affinity + feature": {"feature_weight": 1.0},
+    "fitted, affinity + contrastive": {"contrastive_weight": 0.5},
+    "fitted, affinity, learned mixing": {"mixing": "learned"},
+    "fitted, affinity, not elastic": {"elastic": False},
+}
+SIZES = [(6, 192), (3, 192), (6, 96), (3, 96)]
+RESULTS = Path(__file__).parent / "results" / "extraction_choices.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ancestor", default="runs/ancestor")
+    parser.add_argument("--data", default=HUB_ID)
+    parser.add_argument("--work", default="runs/choices")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=600, help="validation pairs measured on")
+    options = parser.parse_args()
+
+    splits = load_splits(options.data)
+    validation = splits["validation"].select(range(options.rows))
+    class_names = sorted(set(validation["articleType"]))
+    done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name, changes in CHOICES.items():
+        if name in done.get("runs", {}):
+            continue
+        changes = changes | {"max_steps": options.steps, "per_device_train_batch_size": options.batch_size}
+        # One folder of ancestor outputs serves all runs: they see the same data and the same ancestor.
+        changes |= {"ancestor_cache_dir": f"{options.work}/ancestor_outputs", "save_strategy": "no"}
+        gene: Any = extract_learngene(options.ancestor, splits["train"], arguments(options.work, **changes))
+        run = {"seconds": gene.config.recipe["seconds"], "parameters": gene.num_parameters(), "sizes": []}
+        for depth, width in SIZES:
+            figures = measure(gene.descendant(depth, width), validation, gene.processor, class_names)
+            run["sizes"].append({"depth": depth, "width": width, **figures})
+        done = {"settings": vars(options), **environment(), "runs": {**done.get("runs", {}), name: run}}
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        RESULTS.write_text(json.dumps(done, indent=1) + "\n")
+        print(name, [{k: round(v, 4) for k, v in size.items()} for size in run["sizes"]], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Make the gene that comes with the package, from the ancestor that `benchmarks.ancestor` trained.
+
+    python -m benchmarks.gene --ancestor runs/ancestor --output mmlg_hf/zoo/mmlg-fashion-48 [--data FOLDER]
+
+Extracts (resuming from the last checkpoint in --work), stores the gene in float16, and measures on the test split: the
+ancestor, the gene at full size, and descendants before any fine-tuning, into `results.json` beside the gene.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPModel, CLIPProcessor
+from transformers.trainer_utils import get_last_checkpoint
+
+from benchmarks.fashion import HUB_ID, IMAGE, TITLE, TYPE, environment, load_splits, measure
+from mmlg_hf import ExtractionArguments, LearngeneModel, extract_learngene, from_learngene
+
+# (depth, width) of the descendants measured before any fine-tuning.
+SIZES = [(6, 192), (3, 192), (6, 96), (3, 96), (2, 192), (6, 64), (2, 96), (12, 192)]
+
+
+def arguments(output: str, **changes: Any) -> ExtractionArguments:
+    """Return the settings of the bundled gene, with changes."""
+    settings = {
+        "max_steps": 400,
+        "per_device_train_batch_size": 128,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.05,
+        "adam_beta2": 0.98,
+        "warmup_steps": 20,
+        "lr_scheduler_type": "cosine",
+        "logging_steps": 20,
+        "save_steps": 50,
+        "save_total_limit": 1,
+        "report_to": "none",
+        "seed": 0,
+        "image_column": IMAGE,
+        "text_column": TITLE,
+        "trim_vocabulary": True,
+    }
+    return ExtractionArguments(output, **(settings | changes))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ancestor", default="runs/ancestor")
+    parser.add_argument("--data", default=HUB_ID, help="Hub id or folder of the product photos")
+    parser.add_argument("--work", default="runs/gene", help="folder of checkpoints")
+    parser.add_argument("--output", default="mmlg_hf/zoo/mmlg-fashion-48")
+    parser.add_argument("--steps", type=int, default=400)
+    options = parser.parse_args()
+
+    splits = load_splits(options.data)
+    last = get_last_checkpoint(options.work) if Path(options.work).is_dir() else None
+    args = arguments(options.work, max_steps=options.steps)
+    gene: Any = extract_learngene(options.ancestor, splits["train"], args, resume_from_checkpoint=last)
+    gene.config.ancestor = {**gene.config.ancestor, "id": "CLIP of benchmarks.ancestor", "data": HUB_ID}
+    gene.config.recipe = {**gene.config.recipe, "dataset": HUB_ID, "split": "train of benchmarks.fashion"}
+    if Path(options.output).exists():
+        shutil.rmtree(options.output)
+    gene.to(torch.float16).save_pretrained(options.output)
+    results = evaluate(options.ancestor, options.output, splits["test"], sorted(set(splits["train"][TYPE])))
+    Path(options.output, "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+
+
+def evaluate(ancestor_folder: str, gene_folder: str, test: Any, class_names: list[str]) -> dict[str, Any]:
+    """Measure ancestor, gene and descendants on the test split; the descendants come from the stored float16 gene."""
+    present = sorted({name for name in test[TYPE] if name in class_names})
+    test = test.filter(lambda row: row[TYPE] in present)
+    ancestor = CLIPModel.from_pretrained(ancestor_folder)
+    gene = LearngeneModel.from_pretrained(gene_folder, dtype=torch.float32)
+    processor = CLIPProcessor.from_pretrained(gene_folder)
+    results: dict[str, Any] = {
+        "dataset": HUB_ID,
+        "split": "test of benchmarks.fashion (by hash of the id, titles de-duplicated)",
+        "pairs": len(test),
+        "classes": len(present),
+        **environment(),
+        "ancestor": {
+            "parameters": ancestor.num_parameters(),
+            **measure(ancestor, test, CLIPProcessor.from_pretrained(ancestor_folder), present),
+        },
+        "gene": {"parameters": gene.num_parameters(), **measure(gene, test, processor, present)},
+        "descendants": [],
+    }
+    for depth, width in SIZES:
+        model = from_learngene(gene_folder, depth, width)
+        row = {"depth": depth, "width": width, "parameters": model.num_parameters(), "fine_tuning_steps": 0}
+        results["descendants"].append({**row, **measure(model, test, processor, present)})
+    return results
+
+
+if __name__ == "__main__":
+    main()
