@@ -240,6 +240,22 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
             weights["logit_scale"] = own["logit_scale"]
         return weights
 
+    def _run_as(self, cls, config: CLIPConfig, encoder_configs, args, kwargs):
+        """Run the stock class of a descendant on weights expanded from the gene, without building the descendant."""
+        state = self.descendant_state_dict(encoder_configs)
+        state |= {name: buffer for name, buffer in self.named_buffers() if "position_ids" in name}
+        return functional_call(self._skeleton(cls, config).train(self.training), state, args, kwargs)
+
+    def _skeleton(self, cls, config: CLIPConfig):
+        """Return the stock class without memory of its own, one for each size, to run weights through."""
+        config._attn_implementation = self.config._attn_implementation
+        key = (config.vision_config.to_json_string(), config.text_config.to_json_string(), config._attn_implementation)
+        cache = self.__dict__.setdefault("_skeletons", {})
+        if key not in cache:
+            with torch.device("meta"):
+                cache[key] = cls(config)
+        return cache[key]
+
 
 class LearngeneModel(LearngeneMixin, CLIPModel):
     """A learngene that is also the auxiliary CLIP it was trained as: takes and returns what `CLIPModel` does.
@@ -289,21 +305,9 @@ class LearngeneModel(LearngeneMixin, CLIPModel):
         if depth is None and width is None:
             return super().forward(*args, **kwargs)
         config = self.config.descendant_config(depth, width)
-        encoders = {"image": config.vision_config, "text": config.text_config}
-        state = self.descendant_state_dict(encoders)
-        state |= {name: buffer for name, buffer in self.named_buffers() if "position_ids" in name}
-        skeleton = self._skeleton(config)
-        return functional_call(skeleton.train(self.training), state, args, kwargs)
-
-    def _skeleton(self, config: CLIPConfig) -> CLIPModel:
-        """Return a stock CLIP without memory of its own, one for each size, to run weights through."""
-        config._attn_implementation = self.config._attn_implementation
-        key = (config.vision_config.to_json_string(), config.text_config.to_json_string(), config._attn_implementation)
-        cache = self.__dict__.setdefault("_skeletons", {})
-        if key not in cache:
-            with torch.device("meta"):
-                cache[key] = CLIPModel(config)
-        return cache[key]
+        return self._run_as(
+            CLIPModel, config, {"image": config.vision_config, "text": config.text_config}, args, kwargs
+        )
 
 
 class LearngeneForImageClassification(LearngeneMixin, CLIPForImageClassification):
@@ -315,9 +319,15 @@ class LearngeneForImageClassification(LearngeneMixin, CLIPForImageClassification
 
     config: LearngeneConfig
     base_model_prefix = "learngene"
+    auto_class = "AutoModelForImageClassification"
     _no_split_modules = [*CLIPPreTrainedModel._no_split_modules, "ExpandedEncoderLayer"]
 
     def __init__(self, config: LearngeneConfig):
+        if config.text_config is not None:
+            raise LearngeneError(
+                "this gene has a text side: load it as LearngeneModel, and grow an image classifier from it with "
+                'descendant(modality="image", num_labels=...)'
+            )
         CLIPPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
         self.vision_model = LearngeneVisionModel._from_config(config.vision_config)
@@ -335,11 +345,9 @@ class LearngeneForImageClassification(LearngeneMixin, CLIPForImageClassification
         if depth is None and width is None:
             return super().forward(pixel_values, labels, layer_weights=self.layer_weights("image"), **kwargs)
         config = self.config.descendant_config(depth, width, "image")
-        state = self.descendant_state_dict({"image": config.vision_config})
-        state |= {name: buffer for name, buffer in self.named_buffers() if "position_ids" in name}
-        with torch.device("meta"):
-            skeleton = CLIPForImageClassification(config)
-        return functional_call(skeleton.train(self.training), state, (pixel_values, labels), kwargs)
+        config.id2label, config.problem_type = self.config.id2label, self.config.problem_type
+        encoders = {"image": config.vision_config}
+        return self._run_as(CLIPForImageClassification, config, encoders, (pixel_values, labels), kwargs)
 
 
 __all__ = ["LearngeneForImageClassification", "LearngeneModel"]

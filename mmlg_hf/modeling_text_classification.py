@@ -18,6 +18,7 @@ class CLIPTextForSequenceClassification(CLIPPreTrainedModel):
     config: CLIPTextConfig
     base_model_prefix = "text_model"
     input_modalities = ("text",)
+    accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer divides it by accumulation steps
 
     def __init__(self, config: CLIPTextConfig):
         super().__init__(config)
