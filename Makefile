@@ -1,0 +1,39 @@
+# What a developer types. Every target uses .venv, which `make setup` builds.
+.PHONY: setup test test-fast lint format demo cards conformance wheel clean
+
+setup:
+	python3 -m venv .venv
+	.venv/bin/pip install -q -c constraints.txt -e ".[test]"
+
+test:  ## everything, slow tests included
+	.venv/bin/python -m pytest -m ""
+
+test-fast:
+	.venv/bin/python -m pytest
+
+lint:
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+format:
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+demo:
+	.venv/bin/mmlg demo --output-dir out
+
+cards:  ## render the model cards again from the manifest and the results
+	.venv/bin/python -m upload render
+
+conformance:  ## transformers' own model tests against our classes (downloads its source distribution)
+	.venv/bin/python tests/conformance/run.py
+
+coverage:
+	.venv/bin/python -m pytest -m "" --cov=mmlg_hf --cov-report=term-missing
+
+wheel:
+	.venv/bin/pip wheel . --no-deps -w dist
+
+clean:
+	rm -rf build dist out *.egg-info

@@ -1,0 +1,256 @@
+"""Extraction end to end on pico models: what is trained, what the artifact records, resuming, and bad input."""
+
+import pytest
+import torch
+from datasets import Dataset, Image, IterableDataset
+from pico import pico_clip, pico_pairs, pico_processor
+from torch.nn import functional as F
+from transformers import BertConfig, BertModel, CLIPForImageClassification, ViTConfig, ViTForImageClassification
+
+from mmlg_hf import (
+    ExtractionArguments,
+    LearngeneForImageClassification,
+    LearngeneModel,
+    extract_learngene,
+    from_learngene,
+)
+from mmlg_hf.ancestors import EMBEDDING_COLUMNS, ancestor_outputs, cache_ancestor_outputs
+from mmlg_hf.data import process_pairs
+from mmlg_hf.errors import LearngeneError
+from mmlg_hf.extraction_trainers import AncestorCollator, size_grid
+from mmlg_hf.losses import soft_distillation_loss
+from mmlg_hf.training import ImageTextCollator
+
+
+def arguments(folder, **changes):
+    settings = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return ExtractionArguments(str(folder), **(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gene")
+    args = arguments(folder, trim_vocabulary=True, feature_weight=0.5, contrastive_weight=0.5)
+    return extract_learngene(pico_clip(), pico_pairs(32), args, processor=pico_processor()), folder
+
+
+def classifier(num_labels=3):
+    config = pico_clip().config
+    config.num_labels = num_labels
+    torch.manual_seed(0)
+    return CLIPForImageClassification(config)
+
+
+def test_artifact_loads_as_the_gene_that_was_trained(extracted):
+    gene, folder = extracted
+    loaded = LearngeneModel.from_pretrained(folder)
+    for name, weight in gene.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], weight, rtol=0, atol=0)
+    assert from_learngene(folder, 1, 16).config.vision_config.hidden_size == 16
+
+
+def test_artifact_records_ancestor_and_recipe(extracted):
+    gene, folder = extracted
+    config = LearngeneModel.from_pretrained(folder).config
+    assert config.ancestor["class"] == "CLIPModel"
+    assert config.ancestor["parameters"] == pico_clip().num_parameters()  # counted before the vocabulary was trimmed
+    for key in ("dataset", "split", "rows", "steps", "seconds", "hardware", "torch", "transformers", "final_losses"):
+        assert key in config.recipe
+    assert config.recipe["steps"] == 4
+    assert {"loss_affinity", "loss_feature", "loss_contrastive"} <= set(config.recipe["final_losses"])
+    assert config.text_config.vocab_size == len(gene.processor.tokenizer) < len(pico_processor().tokenizer)
+
+
+def test_outer_weights_start_from_the_ancestor(tmp_path):
+    ancestor = pico_clip()
+    args = arguments(tmp_path, max_steps=1, learning_rate=0.0, trim_vocabulary=True)
+    gene = extract_learngene(ancestor, pico_pairs(8), args, processor=pico_processor())
+    own, theirs = gene.state_dict(), ancestor.state_dict()
+    for name in ("visual_projection.weight", "vision_model.post_layernorm.weight", "logit_scale"):
+        torch.testing.assert_close(own[name], theirs[name], rtol=0, atol=0)
+    assert ancestor.config.text_config.vocab_size == len(pico_processor().tokenizer)  # the caller's is not trimmed
+    assert all(parameter.requires_grad for parameter in ancestor.parameters())
+
+
+def test_interrupted_extraction_resumes_to_the_same_weights(tmp_path):
+    pairs, processor = pico_pairs(32), pico_processor()
+    whole = extract_learngene(pico_clip(), pairs, arguments(tmp_path / "whole"), processor=processor)
+    # The schedule is constant, so that stopping early is the only difference.
+    args = arguments(tmp_path / "parts", max_steps=2, lr_scheduler_type="constant")
+    reference = extract_learngene(
+        pico_clip(), pairs, arguments(tmp_path / "reference", lr_scheduler_type="constant"), processor=processor
+    )
+    half = extract_learngene(pico_clip(), pairs, args, processor=processor)
+    resumed = extract_learngene(
+        pico_clip(),
+        pairs,
+        arguments(tmp_path / "parts", lr_scheduler_type="constant"),
+        processor=processor,
+        resume_from_checkpoint=True,
+    )
+    assert any(not torch.equal(half.state_dict()[name], weight) for name, weight in resumed.state_dict().items())
+    assert whole.config.recipe["steps"] == resumed.config.recipe["steps"] == 4
+    for name, weight in reference.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], weight, rtol=0, atol=0)
+
+
+def test_cached_outputs_are_the_ancestors_and_are_kept(tmp_path):
+    ancestor, processor = pico_clip().eval(), pico_processor()
+    pairs = process_pairs(pico_pairs(12), processor)
+    collator = AncestorCollator(ImageTextCollator(processor))
+    cached = cache_ancestor_outputs(ancestor, pairs, collator, processor, tmp_path, batch_size=5)
+    batch = collator([cached[index] for index in range(12)])
+    for name, expected in ancestor_outputs(ancestor, collator([pairs[index] for index in range(12)])).items():
+        torch.testing.assert_close(batch[name], expected, rtol=0, atol=1e-5)
+    files = list(tmp_path.iterdir())
+    assert len(files) == 1
+    stamp = files[0].stat().st_mtime_ns
+    cache_ancestor_outputs(ancestor, pairs, collator, processor, tmp_path, batch_size=5)
+    assert files[0].stat().st_mtime_ns == stamp
+    with torch.no_grad():
+        ancestor.visual_projection.weight.mul_(2)
+    cache_ancestor_outputs(ancestor, pairs, collator, processor, tmp_path, batch_size=5)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_caching_does_not_change_what_is_learned(tmp_path):
+    pairs, processor = pico_pairs(16), pico_processor()
+    genes = [
+        extract_learngene(pico_clip(), pairs, arguments(tmp_path / str(c), cache_ancestor=c), processor=processor)
+        for c in (True, False)
+    ]
+    for name, weight in genes[0].state_dict().items():
+        torch.testing.assert_close(weight, genes[1].state_dict()[name], rtol=0, atol=1e-5)
+
+
+def test_streams_are_learned_from(tmp_path):
+    stream = pico_pairs(32).to_iterable_dataset()
+    assert isinstance(stream, IterableDataset)
+    gene = extract_learngene(pico_clip(), stream, arguments(tmp_path, max_steps=2), processor=pico_processor())
+    assert gene.config.recipe["rows"] is None
+    assert gene.config.recipe["steps"] == 2
+
+
+def test_elastic_training_makes_slices_better_than_training_the_whole_alone(tmp_path):
+    pairs, processor, ancestor = pico_pairs(32), pico_processor(), pico_clip()
+    collator = ImageTextCollator(processor)
+    batch = collator([pairs[index] for index in range(32)])
+    theirs = ancestor_outputs(ancestor.eval(), batch)
+    distance = {}
+    for elastic in (True, False):
+        args = arguments(
+            tmp_path / str(elastic), elastic=elastic, max_steps=30, affinity_weight=0.0, feature_weight=1.0
+        )
+        gene = extract_learngene(ancestor, pairs, args, processor=processor)
+        small = gene.descendant(1, 16)(**batch)
+        distance[elastic] = (small.image_embeds - theirs[EMBEDDING_COLUMNS[0]]).square().sum(-1).mean()
+    assert distance[True] < distance[False]
+
+
+def test_sizes_reach_a_quarter_each_way_and_leave_the_whole_out(extracted):
+    gene, _ = extracted
+    grid = size_grid(gene.config)
+    assert min(grid) == (1, 8)
+    assert (2, 32) not in grid
+    assert (2, 24) in grid
+    assert (1, 32) in grid
+
+
+def test_image_gene_learns_a_classifiers_logits(tmp_path):
+    ancestor = classifier()
+    images = pico_pairs(24).remove_columns("caption")
+    args = arguments(tmp_path, max_steps=40, elastic=False)
+    gene = extract_learngene(ancestor, images, args, processor=pico_processor().image_processor)
+    assert isinstance(gene, LearngeneForImageClassification)
+    assert (gene.config.num_multimodal_blocks, gene.config.num_unimodal_blocks) == (0, 2)
+    recipe = gene.config.recipe
+    assert recipe["final_losses"]["loss_soft"] < 0.05
+    descendant = from_learngene(tmp_path, modality="image")
+    assert type(descendant) is CLIPForImageClassification
+    pixels = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(descendant(pixels).logits, gene(pixels).logits, rtol=0, atol=1e-5)
+
+
+def test_image_gene_comes_from_a_vit_too(tmp_path):
+    config = ViTConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    gene = extract_learngene(
+        ViTForImageClassification(config),
+        pico_pairs(8).remove_columns("caption"),
+        arguments(tmp_path, max_steps=1),
+        processor=pico_processor().image_processor,
+    )
+    assert gene.config.vision_config.hidden_size == 16
+
+
+def test_soft_distillation_is_the_divergence_from_the_ancestor():
+    own, ancestor = torch.randn(5, 3), torch.randn(5, 3)
+    p, q = F.softmax(ancestor / 2, -1), F.softmax(own / 2, -1)
+    expected = 4 * (p * (p.log() - q.log())).sum(-1).mean()
+    torch.testing.assert_close(soft_distillation_loss(own, ancestor, 2.0), expected)
+    assert soft_distillation_loss(own, own).abs() < 1e-6
+    with pytest.raises(LearngeneError, match="same labels"):
+        soft_distillation_loss(own, torch.randn(5, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"initialisation": "zero"}, 'initialisation is .zero.: it takes "random" or "fitted"'),
+        ({"affinity_weight": -1.0}, "affinity_weight is -1.0"),
+        ({"affinity_weight": 0.0}, "all loss weights are 0"),
+        ({"elastic_samples": 0}, "elastic_samples is 0"),
+        ({"distillation_temperature": 0.0}, "distillation_temperature is 0.0"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, changes, message):
+    with pytest.raises(LearngeneError, match=message):
+        arguments(tmp_path, **changes)
+
+
+def refused(match, ancestor, dataset, folder, **changes):
+    with pytest.raises(LearngeneError, match=match):
+        extract_learngene(ancestor, dataset, arguments(folder, **changes), processor=pico_processor())
+    assert not folder.exists() or not list(folder.glob("*.safetensors"))
+
+
+def test_an_ancestor_that_is_no_clip_is_refused(tmp_path):
+    bert = BertModel(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    )
+    refused("BertModel, no CLIP", bert, pico_pairs(8), tmp_path / "a")
+    bert.save_pretrained(tmp_path / "bert")
+    refused("BertModel .*no CLIP", str(tmp_path / "bert"), pico_pairs(8), tmp_path / "b")
+    refused("cannot read the ancestor", str(tmp_path / "nowhere"), pico_pairs(8), tmp_path / "c")
+
+
+def test_data_without_the_columns_or_rows_is_refused(tmp_path):
+    refused("no text column.*'image'", pico_clip(), pico_pairs(8).remove_columns("caption"), tmp_path / "a")
+    refused("no image column.*'caption'", pico_clip(), pico_pairs(8).remove_columns("image"), tmp_path / "b")
+    refused("empty", pico_clip(), pico_pairs(8).select([]), tmp_path / "c")
+    refused("is a list", pico_clip(), [1, 2], tmp_path / "d")
+    stream = pico_pairs(8).to_iterable_dataset()
+    refused("use a Dataset, not a stream", pico_clip(), stream, tmp_path / "e", trim_vocabulary=True)
+
+
+def test_an_unreadable_image_is_raised_with_its_index_or_skipped(tmp_path):
+    rows = [dict(row) for row in pico_pairs(12).cast_column("image", Image(decode=False))]
+    rows[5]["image"] = {"bytes": b"no image", "path": None}
+    pairs = Dataset.from_list(rows).cast_column("image", Image())
+    refused("image of row 5 cannot be read", pico_clip(), pairs, tmp_path / "a")
+    args = arguments(tmp_path / "b", max_steps=1, on_bad_image="skip")
+    assert extract_learngene(pico_clip(), pairs, args, processor=pico_processor()).config.recipe["rows"] == 11
+
+
+def test_a_gene_without_text_side_cannot_share_blocks(tmp_path):
+    refused("no text side to share", classifier(), pico_pairs(8), tmp_path, num_multimodal_blocks=1)

@@ -1,0 +1,82 @@
+"""The least-squares fit against layers whose blocks are known, and permutations that must change nothing."""
+
+import pytest
+import torch
+from pico import pico_clip
+from pico_genes import gene_config
+
+from mmlg_hf.expansion import LAYER_AXES, expand_layers
+from mmlg_hf.fitting import fit_blocks, fit_gene, match_units, order_units, permute_units, stack_layers, unit_features
+from mmlg_hf.modeling_learngene import LearngeneModel, encoder_sizes
+
+HEAD = 8
+
+
+@pytest.fixture
+def clip():
+    model = pico_clip(vision_depth=3, text_depth=2, text_width=16).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def write_layers(encoder, layers):
+    with torch.no_grad():
+        for index, layer in enumerate(encoder.layers):
+            for name, parameter in layer.named_parameters():
+                parameter.copy_(layers[name][index])
+
+
+def test_ordering_heads_and_neurons_leaves_the_encoder_unchanged(clip):
+    pixels = torch.randn(2, 3, 16, 16)
+    before = clip.get_image_features(pixels).pooler_output
+    encoder = clip.vision_model.encoder
+    ordered = order_units(stack_layers(encoder), HEAD)
+    write_layers(encoder, ordered)
+    torch.testing.assert_close(clip.get_image_features(pixels).pooler_output, before, rtol=0, atol=1e-5)
+    for features in unit_features(ordered, HEAD):
+        norms = features.norm(dim=2)
+        assert (norms[:, 1:] <= norms[:, :-1] + 1e-6).all()
+
+
+def test_matching_undoes_a_permutation(clip):
+    layers = stack_layers(clip.vision_model.encoder)
+    heads = torch.stack([torch.randperm(4) for _ in range(3)])
+    neurons = torch.stack([torch.randperm(128) for _ in range(3)])
+    shuffled = permute_units(layers, heads, neurons, HEAD)
+    assert not torch.equal(shuffled["mlp.fc1.weight"], layers["mlp.fc1.weight"])
+    for name, weight in match_units(shuffled, layers, HEAD).items():
+        torch.testing.assert_close(weight, layers[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("multimodal", "unimodal", "mixing"), [(1, 1, "linear"), (0, 2, "linear"), (2, 1, "chebyshev")]
+)
+def test_fit_finds_blocks_that_explain_the_layers_entirely(multimodal, unimodal, mixing):
+    config = gene_config(
+        vision_depth=5, text_depth=4, num_multimodal_blocks=multimodal, num_unimodal_blocks=unimodal, mixing=mixing
+    )
+    gene = LearngeneModel(config)
+    with torch.no_grad():
+        for parameter in gene.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+        layers = {modality: gene.layer_weights(modality) for modality in ("image", "text")}
+    sizes = {modality: encoder_sizes(encoder) for modality, encoder in config.encoder_configs.items()}
+    coefficients = {
+        modality: gene.fixed_coefficients(len(stack["mlp.fc1.bias"])) for modality, stack in layers.items()
+    }
+    fitted = fit_blocks(layers, coefficients, multimodal, sizes)
+    for modality, stack in layers.items():
+        rebuilt = expand_layers(fitted["multimodal"], fitted[modality], coefficients[modality], sizes[modality])
+        for name in LAYER_AXES:
+            torch.testing.assert_close(rebuilt[name], stack[name], rtol=0, atol=1e-4)
+
+
+def test_matching_units_explains_more_than_the_raw_layers(clip):
+    config = gene_config(vision_depth=3, text_depth=2, text_width=16, projection_dim=16)
+    gene = LearngeneModel(config)
+    raw = fit_gene(gene, clip, iterations=0)
+    matched = fit_gene(gene, clip, iterations=3)
+    assert matched["image"] <= raw["image"]
+    assert 0 < matched["image"] < 1
