@@ -8,17 +8,17 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor, Trainer, TrainingArguments
+from transformers import CLIPImageProcessorPil, PrinterCallback, Trainer, TrainingArguments
 
 from mmlg_hf.errors import LearngeneError
 
 
-def image_processor(size: int) -> CLIPImageProcessor:
+def image_processor(size: int) -> CLIPImageProcessorPil:
     """CLIP's image processor for square pictures of events: resized to `size` pixels and never cropped."""
-    return CLIPImageProcessor(size={"height": size, "width": size}, do_center_crop=False)
+    return CLIPImageProcessorPil(size={"height": size, "width": size}, do_center_crop=False)
 
 
-def examples(images: np.ndarray, labels: np.ndarray, processor: CLIPImageProcessor) -> list[dict]:
+def examples(images: np.ndarray, labels: np.ndarray, processor: CLIPImageProcessorPil) -> list[dict]:
     """What the Trainer takes: one dict of pixel_values [3, S, S] and label per image of uint8 [N, H, W, 3]."""
     pixels = processor(images=list(images), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
     return [{"pixel_values": pixel, "labels": int(label)} for pixel, label in zip(pixels, labels, strict=True)]
@@ -124,7 +124,7 @@ def fine_tune(
     classes: Sequence[str],
     *,
     output_dir: str | Path,
-    steps: int = 200,
+    steps: int = 100,
     batch_size: int = 16,
     learning_rate: float = 3e-4,
     weight_decay: float = 0.05,
@@ -136,15 +136,18 @@ def fine_tune(
     Args:
         train: from `examples`.
         classes: names; the loss weighs each class the same however often it occurs.
-        steps: optimiser steps, with a tenth of warm-up and a cosine to zero.
+        steps: optimiser steps, with a tenth of warm-up and a cosine to zero; 0 leaves the model as it is, which is
+            what a probed head alone needs.
         output_dir: where the Trainer keeps its state; no checkpoint is written there.
         seed: of the order of the events.
     """
     labels = np.array([example["labels"] for example in train])
     check_labels(labels, classes)
+    if steps < 0:
+        raise LearngeneError(f"steps is {steps}; it must be at least 0")
     arguments = TrainingArguments(
         output_dir=str(output_dir),
-        max_steps=steps,
+        max_steps=max(steps, 1),
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=128,
         learning_rate=learning_rate,
@@ -155,8 +158,6 @@ def fine_tune(
         report_to="none",
         logging_steps=max(steps // 10, 1),
         disable_tqdm=quiet,
-        log_level="error" if quiet else "passive",
-        logging_strategy="no" if quiet else "steps",
         seed=seed,
         data_seed=seed,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -164,5 +165,8 @@ def fine_tune(
     trainer = Trainer(
         model, arguments, train_dataset=train, compute_loss_func=weighted_loss(class_weights(labels, len(classes)))
     )
-    trainer.train()
+    if quiet:
+        trainer.remove_callback(PrinterCallback)
+    if steps:
+        trainer.train()
     return trainer

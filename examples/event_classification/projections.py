@@ -18,13 +18,14 @@ def to_images(
     bins: int = 48,
     charge_scale: str = "log",
     full_scale: float | None = None,
+    decades: float = 2.0,
     dark_tracks: bool = True,
 ) -> np.ndarray:
     """Project events onto planes and give them as RGB images, the one place where charge becomes brightness.
 
     The charge in every column of space along the projection is summed. The sum Q becomes a brightness between 0 and 1,
-    min(1, s(Q) / s(full_scale)) with s(Q) = Q ("linear"), sqrt(Q) ("sqrt") or log(1 + 99 Q / full_scale) ("log", two
-    decades), so that one `full_scale` for all events keeps the energy loss visible, and None, each image's own largest
+    min(1, s(Q) / s(full_scale)) with s(Q) = Q ("linear"), sqrt(Q) ("sqrt") or log(1 + 10^decades Q / full_scale)
+    ("log"), so that one `full_scale` for all events keeps the energy loss visible, and None, each image's own largest
     sum, shows the shape alone. Each plane fills one colour channel; a single plane fills all three.
 
     Args:
@@ -37,6 +38,7 @@ def to_images(
             side; the model's image processor resizes either.
         charge_scale: "log", "sqrt" or "linear".
         full_scale: summed charge, in the events' unit, that is drawn in full; see `charge_at`.
+        decades: of charge below `full_scale` that "log" tells apart; more show the shape better, fewer the charge.
         dark_tracks: True draws tracks dark on white, as in photographs of things; False bright on black.
 
     Returns:
@@ -47,7 +49,7 @@ def to_images(
             charge, an unknown plane or scale, an extent that is empty.
     """
     _check_planes(planes)
-    scales = {"log": lambda q: np.log1p(99.0 * q), "sqrt": np.sqrt, "linear": lambda q: q}
+    scales = {"log": lambda q: np.log1p(10.0**decades * q), "sqrt": np.sqrt, "linear": lambda q: q}
     if charge_scale not in scales:
         raise LearngeneError(f"charge_scale is {charge_scale!r}; allowed are {', '.join(scales)}")
     if full_scale is not None and not full_scale > 0:

@@ -24,9 +24,8 @@ from mmlg_hf.errors import LearngeneError
 
 CLASSES = ("proton", "carbon", "noise")
 ELECTRON_MASS = 0.51099895  # MeV/c^2
-NUCLEON_MASS = 931.49410242  # MeV/c^2, one atomic mass unit
-BEAM = (46, 18, 4.17 * 46)  # mass number, charge and kinetic energy in MeV of 46Ar at the entrance window
-RECOILS = {"proton": (1, 1), "carbon": (12, 6)}  # mass number, charge
+BEAM = (42810.0, 18, 4.17 * 46)  # mass in MeV/c^2, charge and kinetic energy in MeV of 46Ar at the entrance window
+RECOILS = {"proton": (938.272, 1), "carbon": (11174.86, 6)}  # mass in MeV/c^2, charge
 # Isobutane, C4H10: molar mass in g/mol, electrons per atomic mass unit, mean excitation energy in MeV
 MOLAR_MASS, Z_OVER_A, EXCITATION = 58.12, 34 / 58.12, 48.3e-6
 STEP = 4.0  # mm of path per step
@@ -109,7 +108,7 @@ REAL_LIKE = replace(
 )
 
 
-def stopping_power(energy: np.ndarray, mass_number: int, charge: int) -> np.ndarray:
+def stopping_power(energy: np.ndarray, mass: float, charge: int) -> np.ndarray:
     """Mass stopping power of isobutane in MeV cm^2/g.
 
     Bethe: S = 0.307075 * Z/A * q^2 / beta^2 * [ln(1 + 2 m_e beta^2 gamma^2 / I) - beta^2]. The "1 +" is ours: it keeps
@@ -118,48 +117,46 @@ def stopping_power(energy: np.ndarray, mass_number: int, charge: int) -> np.ndar
 
     Args:
         energy: kinetic energy in MeV, any shape; values at or below zero count as 1 eV.
-        mass_number, charge: of the particle, in atomic mass units and in e.
+        mass, charge: of the particle, in MeV/c^2 and in e.
     """
-    beta2, gamma = _beta_squared(energy, mass_number)
+    beta2, gamma = _beta_squared(energy, mass)
     logarithm = np.log1p(2 * ELECTRON_MASS * beta2 * gamma**2 / EXCITATION) - beta2
-    return 0.307075 * Z_OVER_A * effective_charge(energy, mass_number, charge) ** 2 / beta2 * logarithm
+    return 0.307075 * Z_OVER_A * effective_charge(energy, mass, charge) ** 2 / beta2 * logarithm
 
 
-def effective_charge(energy: np.ndarray, mass_number: int, charge: int) -> np.ndarray:
+def effective_charge(energy: np.ndarray, mass: float, charge: int) -> np.ndarray:
     """Mean charge in e of an ion of kinetic energy `energy` (MeV) in matter: z * (1 - exp(-125 beta z^(-2/3)))."""
-    beta = np.sqrt(_beta_squared(energy, mass_number)[0])
+    beta = np.sqrt(_beta_squared(energy, mass)[0])
     return charge * -np.expm1(-125.0 * beta * charge ** (-2.0 / 3.0))
 
 
-def momentum(energy: np.ndarray, mass_number: int) -> np.ndarray:
+def momentum(energy: np.ndarray, mass: float) -> np.ndarray:
     """Momentum in GeV/c of a particle of kinetic energy `energy` in MeV."""
-    return np.sqrt(energy * (energy + 2 * mass_number * NUCLEON_MASS)) * 1e-3
+    return np.sqrt(energy * (energy + 2 * mass)) * 1e-3
 
 
-def _beta_squared(energy: np.ndarray, mass_number: int) -> tuple[np.ndarray, np.ndarray]:
-    gamma = 1.0 + np.maximum(energy, 1e-6) / (mass_number * NUCLEON_MASS)
+def _beta_squared(energy: np.ndarray, mass: float) -> tuple[np.ndarray, np.ndarray]:
+    gamma = 1.0 + np.maximum(energy, 1e-6) / mass
     return 1.0 - gamma**-2, gamma
 
 
 def beam_energy(depth: np.ndarray, detector: Detector) -> np.ndarray:
     """Kinetic energy in MeV of the beam after `depth` mm of gas, by steps of 1 mm through `stopping_power`."""
-    mass_number, charge, energy = BEAM
+    mass, charge, energy = BEAM
     table = [energy]
     for _ in range(int(detector.length)):
-        table.append(
-            max(table[-1] - float(stopping_power(table[-1], mass_number, charge)) * detector.density * 0.1, 0.0)
-        )
+        table.append(max(table[-1] - float(stopping_power(table[-1], mass, charge)) * detector.density * 0.1, 0.0))
     return np.interp(depth, np.arange(len(table)), table)
 
 
-def recoil_energy(beam: np.ndarray, theta: np.ndarray, mass_number: int) -> np.ndarray:
+def recoil_energy(beam: np.ndarray, theta: np.ndarray, mass: float) -> np.ndarray:
     """Kinetic energy (MeV) of a target nucleus knocked out elastically at the laboratory angle `theta` (rad)."""
-    share = 4.0 * mass_number * BEAM[0] / (mass_number + BEAM[0]) ** 2
+    share = 4.0 * mass * BEAM[0] / (mass + BEAM[0]) ** 2
     return share * beam * np.cos(theta) ** 2
 
 
 def track(
-    start: np.ndarray, direction: np.ndarray, energy: np.ndarray, mass_number: int, charge: int, detector: Detector
+    start: np.ndarray, direction: np.ndarray, energy: np.ndarray, mass: float, charge: int, detector: Detector
 ) -> tuple[np.ndarray, np.ndarray]:
     """Follow particles through the gas until they stop or leave the chamber.
 
@@ -176,14 +173,14 @@ def track(
         alive = energy > 0
         if not alive.any():
             break
-        loss = np.minimum(stopping_power(energy, mass_number, charge) * detector.density * STEP * 0.1, energy)
+        loss = np.minimum(stopping_power(energy, mass, charge) * detector.density * STEP * 0.1, energy)
         middle = position + direction * STEP / 2
         inside = (np.hypot(middle[:, 0], middle[:, 1]) < detector.radius) & (middle[:, 2] > 0)
         inside &= middle[:, 2] < detector.length
         positions.append(middle)
         losses.append(np.where(alive & inside, loss, 0.0))
-        turn = 0.299792458e-3 * effective_charge(energy, mass_number, charge) * detector.magnetic_field * STEP
-        turn = turn / np.maximum(momentum(energy, mass_number), 1e-9)
+        turn = 0.299792458e-3 * effective_charge(energy, mass, charge) * detector.magnetic_field * STEP
+        turn = turn / np.maximum(momentum(energy, mass), 1e-9)
         cos, sin = np.cos(turn), np.sin(turn)
         x, y, z = direction.T
         # A positive charge in a field along +z turns clockwise when seen from +z.
@@ -252,13 +249,13 @@ def _recoils(
     events: np.ndarray, name: str, detector: Detector, rng: np.random.Generator, on_axis: bool = True
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Electrons freed by one recoil per entry of `events`: event [E], position [E, 3] in mm, electrons [E]."""
-    mass_number, charge = RECOILS[name]
+    mass, charge = RECOILS[name]
     number = len(events)
     depth = rng.uniform(0.1, 0.8, number) * detector.length
     beam = beam_energy(depth, detector)
-    # Recoils below half an MeV per nucleus of mass 1 (2 MeV for carbon) end inside the beam hole: they are not drawn.
-    least = 0.5 if mass_number == 1 else 2.0
-    steepest = np.arccos(np.sqrt(np.minimum(least / np.maximum(recoil_energy(beam, 0.0, mass_number), least), 1.0)))
+    # Protons below 0.5 MeV and carbons below 2 MeV hardly leave the beam hole: they are not drawn.
+    least = 0.5 if name == "proton" else 2.0
+    steepest = np.arccos(np.sqrt(np.minimum(least / np.maximum(recoil_energy(beam, 0.0, mass), least), 1.0)))
     theta = np.radians(30) + rng.random(number) * np.maximum(steepest - np.radians(30), 0.0)
     phi = rng.uniform(0, 2 * np.pi, number)
     direction = np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)], axis=1)
@@ -267,8 +264,8 @@ def _recoils(
     start = np.column_stack([spot[:, 0], spot[:, 1] + np.tan(tilt) * (depth - detector.length / 2), depth])
     y, z = direction[:, 1], direction[:, 2]
     direction[:, 1], direction[:, 2] = y * np.cos(tilt) + z * np.sin(tilt), z * np.cos(tilt) - y * np.sin(tilt)
-    energy = recoil_energy(beam, theta, mass_number)
-    positions, losses = track(start, direction, energy, mass_number, charge, detector)
+    energy = recoil_energy(beam, theta, mass)
+    positions, losses = track(start, direction, energy, mass, charge, detector)
     steps, which = np.nonzero(losses)
     mean = losses[steps, which] * 1e6 / detector.work_function
     electrons = np.maximum(rng.normal(mean, np.sqrt(0.2 * mean)), 0.0)

@@ -123,10 +123,11 @@ def main(
     label_row: Annotated[int | None, typer.Option(help="Of a .npy: the extra row with the label, as -2.")] = None,
     planes: Annotated[str, typer.Option(help="Projections in red, green and blue, or one.")] = "xy,zy,zx",
     charge_scale: Annotated[str, typer.Option(help="log, sqrt or linear.")] = "log",
+    decades: Annotated[float, typer.Option(help="Of the log scale.")] = 2.0,
     train_events: Annotated[
         int | None, typer.Option(help="Events to train on; 400 simulated, or all of a file.")
     ] = None,
-    learngene: Annotated[str, typer.Option(help="Hub id, folder or bundled name.")] = "mmlg-clip-fashion-48",
+    learngene: Annotated[str, typer.Option(help="Hub id, folder or bundled name.")] = "mmlg-fashion-48",
     depth: Annotated[int | None, typer.Option(help="Layers; the gene's own when left out.")] = None,
     width: Annotated[int | None, typer.Option(help="Hidden size; the gene's own when left out.")] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps of 16 events.")] = 100,
@@ -142,7 +143,7 @@ def main(
             "label_column": label_column,
             "label_row": label_row,
         }
-        drawing = {"planes": tuple(planes.split(",")), "charge_scale": charge_scale}
+        drawing = {"planes": tuple(planes.split(",")), "charge_scale": charge_scale, "decades": decades}
         task = make_task(data, positive, train_events, seed, reading, drawing)
         record = classify(
             task,

@@ -1,0 +1,321 @@
+"""How many events does a descendant need? Learning curves beside a regression, a forest and networks from scratch.
+
+    python -m benchmarks.event_classification --mg22 mg22_alpha_voxels.npz [--output benchmarks/results]
+
+Two questions: simulated events to train on and real-like ones to be tested on (three classes, mean F1), and the
+public 22Mg + alpha voxels (F1 of the reactions). Every method sees the same events in every run. Settings are chosen
+by the F1 on validation events, with a draw of training events that is not used again; in the transfer, 200 labelled
+real-like events serve for that and for nothing else. The test events are looked at once, with the chosen settings,
+over three draws of training events. Runs that the results file holds are not repeated. About 20 minutes on two cores.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from transformers import CLIPForImageClassification
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "event_classification"))
+from fine_tuning import examples, fine_tune, freeze_layers, image_processor, probe_head, scores
+from projections import charge_at, read_events, to_images
+from simulate import CLASSES, REAL_LIKE, SIMULATED, simulate_events
+from tasks import chamber_extent
+
+from benchmarks.event_report import write_report
+from mmlg_hf import from_learngene
+
+SIZES, SEEDS, SELECTION_SEED = (50, 200, 800), (0, 1, 2), 100
+DRAWINGS = (
+    {"charge_scale": "sqrt"},
+    {"charge_scale": "log", "decades": 2.0},
+    {"charge_scale": "log", "decades": 4.0},
+)
+IMAGE_SIZE = 48
+
+
+class Data:
+    """Events of one question: a pool to draw training events from, validation events and named sets to test on."""
+
+    def __init__(self, pool, validation, tests: dict, classes: tuple[str, ...], positive: int | None, drawing: dict):
+        self.sets = {"pool": pool, "validation": validation, **tests}
+        self.tests, self.classes, self.positive, self.drawing = tuple(tests), classes, positive, drawing
+        self._cache: dict = {}
+
+    def labels(self, name: str) -> np.ndarray:
+        return self.sets[name][1]
+
+    def draw(self, size: int, seed: int) -> np.ndarray:
+        """The indices in the pool of `size` training events; smaller draws of a seed are part of the larger ones."""
+        return np.random.default_rng(seed).permutation(len(self.labels("pool")))[:size]
+
+    def images(self, name: str, setting: dict) -> np.ndarray:
+        """uint8 [N, H, W, 3]; full brightness is measured on the pool."""
+        drawing = self.drawing | DRAWINGS[setting["drawing"]] | {"bins": setting["bins"]}
+        measured = {key: drawing[key] for key in ("planes", "extent", "bins") if key in drawing}
+        key = "images", name, setting["drawing"], setting["bins"]
+        if key not in self._cache:
+            full_scale = charge_at(self.sets["pool"][0], **measured)
+            self._cache[key] = to_images(self.sets[name][0], full_scale=full_scale, **drawing)
+        return self._cache[key]
+
+    def examples(self, name: str, setting: dict) -> list[dict]:
+        key = "examples", name, setting["drawing"]
+        if key not in self._cache:
+            self._cache[key] = examples(self.images(name, setting), self.labels(name), image_processor(IMAGE_SIZE))
+        return self._cache[key]
+
+
+def transfer_data() -> Data:
+    """Simulated events to train on, real-like ones to choose by and to test on, and simulated ones for comparison."""
+    tests = {
+        "real_like": simulate_events(1000, detector=REAL_LIKE, seed=12),
+        "simulated": simulate_events(300, seed=13),
+    }
+    validation = simulate_events(200, detector=REAL_LIKE, seed=11)
+    drawing = {"extent": chamber_extent(SIMULATED)}
+    return Data(simulate_events(1600, seed=10), validation, tests, CLASSES, None, drawing)
+
+
+def mg22_data(path: str) -> Data:
+    """1,000 of the training voxels as the pool, 200 to choose by; the rest and the test voxels to test on."""
+    train, test = (read_events(path, split=split) for split in ("train", "test"))
+    order = np.random.default_rng(22).permutation(len(train[1]))
+    pool, validation, rest = ((train[0][part], train[1][part]) for part in np.split(order, [1000, 1200]))
+    tests = {"mg22": tuple(np.concatenate(pair) for pair in zip(rest, test, strict=True))}
+    # The voxels' first axis is the beam: its projection goes first, as xy does for the chamber above.
+    return Data(pool, validation, tests, ("beam", "reaction"), 1, {"planes": ("yz", "xy", "xz")})
+
+
+class SmallCNN(nn.Module):
+    """Three convolutions of 16, 32 and 64 channels with batch normalisation, pooled to one vector and classified."""
+
+    def __init__(self, classes: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in ((3, 16), (16, 32), (32, 64)):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classifier = nn.Linear(64, classes)
+
+    def forward(self, pixel_values, labels=None):
+        return {"logits": self.classifier(self.features(pixel_values))}
+
+
+# A fit takes the data, the indices of its training events, its setting and a seed, and gives set name -> logits.
+Predict = Callable[[str], np.ndarray]
+
+
+def fit_sklearn(make: Callable[[dict, int], object]):
+    def fit(data: Data, chosen: np.ndarray, setting: dict, seed: int) -> Predict:
+        flat = lambda name: data.images(name, setting).reshape(len(data.labels(name)), -1) / np.float32(255)  # noqa: E731
+        model = make(setting, seed).fit(1 - flat("pool")[chosen], data.labels("pool")[chosen])
+
+        def predict(name: str) -> np.ndarray:
+            logits = np.full((len(data.labels(name)), len(data.classes)), -np.inf)
+            logits[:, model.classes_] = model.predict_proba(1 - flat(name))
+            return logits
+
+        return predict
+
+    return fit
+
+
+def logistic(setting: dict, seed: int) -> LogisticRegression:
+    return LogisticRegression(C=setting["strength"], class_weight="balanced", max_iter=500)
+
+
+def forest(setting: dict, seed: int) -> RandomForestClassifier:
+    return RandomForestClassifier(
+        300, max_features=setting["max_features"], class_weight="balanced", random_state=seed
+    )
+
+
+def fit_network(make: Callable[[int, dict], nn.Module], probed: bool = False):
+    def fit(data: Data, chosen: np.ndarray, setting: dict, seed: int) -> Predict:
+        torch.manual_seed(seed)
+        train = [data.examples("pool", setting)[index] for index in chosen]
+        model = make(len(data.classes), setting)
+        if probed:
+            probe_head(model, train, setting["strength"])
+            freeze_layers(model, setting["frozen_layers"])
+        trainer = fine_tune(
+            model,
+            train,
+            data.classes,
+            output_dir=Path("runs") / "event_classification",
+            steps=setting["steps"],
+            learning_rate=setting["learning_rate"],
+            seed=seed,
+            quiet=True,
+        )
+        return lambda name: trainer.predict(data.examples(name, setting)).predictions
+
+    return fit
+
+
+def make_descendant(learngene: str) -> Callable[[int, dict], nn.Module]:
+    def make(classes: int, setting: dict) -> nn.Module:
+        return from_learngene(learngene, setting["depth"], None, "image", num_labels=classes)
+
+    return make
+
+
+def make_from_scratch(learngene: str) -> Callable[[int, dict], nn.Module]:
+    """The descendant's own architecture with transformers' random initialisation."""
+
+    def make(classes: int, setting: dict) -> nn.Module:
+        model = CLIPForImageClassification(make_descendant(learngene)(classes, setting).config)
+        model.accepts_loss_kwargs = False
+        return model
+
+    return make
+
+
+def methods(learngene: str) -> dict:
+    """Method -> (fit, first setting, what is varied in turn: the best value of each is kept)."""
+    drawings = ("drawing", range(len(DRAWINGS)))
+    first = {"drawing": 0, "bins": IMAGE_SIZE}
+    rates = [{"learning_rate": rate, "frozen_layers": frozen, "steps": 60} for rate, frozen in TUNINGS]
+    return {
+        "descendant": (
+            fit_network(make_descendant(learngene), probed=True),
+            first | {"depth": 4, "strength": 0.1, "steps": 0, "learning_rate": 0.0, "frozen_layers": 0},
+            [drawings, ("depth", [6]), ("strength", [0.01, 1.0]), ("tuning", rates)],
+        ),
+        "same model from scratch": (
+            fit_network(make_from_scratch(learngene)),
+            first | {"depth": 4, "steps": 150, "learning_rate": 1e-3},
+            [drawings, ("learning_rate", [3e-4])],
+        ),
+        "small CNN": (
+            fit_network(lambda classes, setting: SmallCNN(classes)),
+            first | {"steps": 150, "learning_rate": 3e-3},
+            [drawings, ("learning_rate", [1e-3, 1e-2]), ("steps", [400])],
+        ),
+        "random forest": (
+            fit_sklearn(forest),
+            first | {"max_features": "sqrt"},
+            [drawings, ("bins", [12, 24]), ("max_features", [0.1])],
+        ),
+        "logistic regression": (
+            fit_sklearn(logistic),
+            first | {"strength": 1.0},
+            [drawings, ("bins", [12, 24]), ("strength", [0.01, 0.1, 10.0])],
+        ),
+    }
+
+
+TUNINGS = ((1e-4, 0), (3e-4, 0), (3e-4, 2))
+
+
+def choose(fit, data: Data, size: int, setting: dict, varied: list) -> tuple[dict, list]:
+    """Vary one thing after the other and keep what has the best F1 on the validation events; ties keep the earlier."""
+    chosen = data.draw(size, SELECTION_SEED)
+
+    def validate(candidate: dict) -> float:
+        logits = fit(data, chosen, candidate, SELECTION_SEED)("validation")
+        return scores(logits, data.labels("validation"), data.classes, data.positive)["f1"]
+
+    best = validate(setting)
+    tried = [{"setting": setting, "f1": best}]
+    for name, values in varied:
+        start = setting
+        for value in values:
+            candidate = start | (value if isinstance(value, dict) else {name: value})
+            if candidate == start or ("bins" in candidate and name == "bins" and "extent" not in data.drawing):
+                continue  # tried already; voxels have the pixels that they have
+            f1 = validate(candidate)
+            tried.append({"setting": candidate, "f1": f1})
+            if f1 > best:
+                setting, best = candidate, f1
+    return setting, tried
+
+
+def study(data_sets: dict[str, Callable[[], Data]], table: dict, path: Path, sizes: tuple, seeds: tuple) -> dict:
+    """Fill the results file run by run; what it holds already is kept."""
+    results = json.loads(path.read_text()) if path.exists() else {"choices": {}, "runs": {}}
+    results |= {"machine": machine(), "sizes": list(sizes), "seeds": list(seeds), "methods": list(table)}
+    for data_name, load in data_sets.items():
+        load = cache(load)
+        for size in sizes:
+            for method, (fit, first, varied) in table.items():
+                cell = f"{data_name}/{method}/{size}"
+                if cell not in results["choices"]:
+                    setting, tried = choose(fit, load(), size, first, varied)
+                    results["choices"][cell] = {"setting": setting, "tried": tried}
+                    save(results, path)
+                for seed in seeds:
+                    if f"{cell}/{seed}" in results["runs"]:
+                        continue
+                    results["runs"][f"{cell}/{seed}"] = measure(
+                        fit, load(), size, results["choices"][cell]["setting"], seed
+                    )
+                    save(results, path)
+                print(
+                    cell, [round(next(iter(results["runs"][f"{cell}/{s}"]["tests"].values()))["f1"], 3) for s in seeds]
+                )
+    return results
+
+
+def measure(fit, data: Data, size: int, setting: dict, seed: int) -> dict:
+    """One run: trained on one draw, tested once."""
+    started = time.perf_counter()
+    predict = fit(data, data.draw(size, seed), setting, seed)
+    seconds = round(time.perf_counter() - started, 2)
+    tests = {name: scores(predict(name), data.labels(name), data.classes, data.positive) for name in data.tests}
+    return {"seconds_to_train": seconds, "tests": tests}
+
+
+def save(results: dict, path: Path) -> None:
+    """Write the file whole or not at all."""
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(results, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def machine() -> dict:
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return {
+        "commit": git.stdout.strip() or "unknown",
+        "processor": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mg22", help="mg22_alpha_voxels.npz; without it only the simulated transfer is run")
+    parser.add_argument("--learngene", default="mmlg-fashion-48", help="Hub id, folder or bundled name")
+    parser.add_argument("--output", default="benchmarks/results", help="folder of event_classification.json and .png")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of training events")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--methods", nargs="+", help="some of the methods; all when left out")
+    options = parser.parse_args()
+    data_sets = {"simulated to real-like": transfer_data}
+    if options.mg22:
+        data_sets["22Mg + alpha"] = lambda: mg22_data(options.mg22)
+    table = methods(options.learngene)
+    if options.methods:
+        table = {name: table[name] for name in options.methods}
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "event_classification.json"
+    results = study(data_sets, table, path, tuple(options.sizes), tuple(options.seeds))
+    write_report(results, folder)
+    save(results, path)
+
+
+if __name__ == "__main__":
+    main()
