@@ -1,0 +1,170 @@
+"""What a gene can grow: parameters, megabytes and FLOPs of each descendant, worked out without computing a weight."""
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+)
+
+from .configuration_learngene import MODALITIES, LearngeneConfig, Size
+from .errors import LearngeneError
+
+# The shares of the gene's own depth and width that are shown when none are asked for.
+SHARES = (1 / 3, 2 / 3, 1.0)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The size of one model.
+
+    Attributes:
+        modality: "multimodal", "image" or "text".
+        depth: layers, `(vision, text)` for a multimodal model.
+        width: `hidden_size`, `(vision, text)` for a multimodal model.
+        parameters: their number.
+        megabytes: millions of bytes of the weights in float32, as a descendant is saved.
+        gflops_image: 1e9 floating point operations of embedding (or classifying) one image, a multiply-add counted as
+            two; matrix products and convolutions alone. None for a text model.
+        gflops_text: likewise for one text of the greatest length. None for an image model.
+        share: `parameters` over those of the gene's whole ancestor; None where the gene does not say how many it has.
+    """
+
+    modality: str
+    depth: int | tuple[int, int]
+    width: int | tuple[int, int]
+    parameters: int
+    megabytes: float
+    gflops_image: float | None
+    gflops_text: float | None
+    share: float | None = None
+
+
+def measure_size(
+    config: CLIPConfig, modality: str = "multimodal", *, num_labels: int | None = None, ancestor: int | None = None
+) -> ModelSize:
+    """Measure the stock model of a config: parameters are counted, and FLOPs traced, on tensors without memory.
+
+    Args:
+        config: of a `CLIPModel`, e.g. an ancestor's own or `LearngeneConfig.descendant_config(...)`.
+        modality: "multimodal", "image" or "text": the model to measure.
+        num_labels: with "image", classes of a `CLIPForImageClassification`; None measures the model without a head.
+        ancestor: parameters of the ancestor, for the share; None leaves it out.
+
+    Raises:
+        LearngeneError: for an unknown modality.
+    """
+    if modality not in MODALITIES:
+        raise LearngeneError(f"modality is {modality!r}: it takes one of {', '.join(map(repr, MODALITIES))}")
+    vision, text = config.vision_config, config.text_config
+    model = _memoryless(config, modality, num_labels)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    pixels = torch.empty(1, vision.num_channels, vision.image_size, vision.image_size, device="meta")
+    tokens = torch.zeros(1, text.max_position_embeddings, dtype=torch.long, device="meta")
+    parts = [part for part, left_out in ((vision, "text"), (text, "image")) if modality != left_out]
+    depths, widths = (tuple(getattr(part, name) for part in parts) for name in ("num_hidden_layers", "hidden_size"))
+    return ModelSize(
+        modality,
+        depths if len(parts) == 2 else depths[0],  # type: ignore[arg-type]
+        widths if len(parts) == 2 else widths[0],  # type: ignore[arg-type]
+        parameters,
+        4 * parameters / 1e6,
+        None if modality == "text" else _gflops(getattr(model, "get_image_features", model), pixels),
+        None if modality == "image" else _gflops(getattr(model, "get_text_features", model), tokens),
+        parameters / ancestor if ancestor else None,
+    )
+
+
+def _memoryless(config: CLIPConfig, modality: str, num_labels: int | None) -> nn.Module:
+    """Build the stock model without memory for its weights."""
+    config = deepcopy(config)  # building a model writes to its config
+    cls: Any = CLIPModel
+    part: Any = config
+    if modality == "text":
+        cls, part = CLIPTextModelWithProjection, config.text_config
+    elif modality == "image" and num_labels is None:
+        cls, part = CLIPVisionModelWithProjection, config.vision_config
+    elif modality == "image":
+        cls, config.num_labels = CLIPForImageClassification, num_labels
+    with torch.device("meta"):
+        # Eager attention is plain matrix products, which are counted alike on every machine.
+        return cls._from_config(part, attn_implementation="eager").eval()
+
+
+def _gflops(forward: Any, inputs: torch.Tensor) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward(inputs)
+    return counter.get_total_flops() / 1e9
+
+
+def descendant_sizes(
+    config: LearngeneConfig,
+    depths: Sequence[Size] | None = None,
+    widths: Sequence[Size] | None = None,
+    modalities: Sequence[str] | None = None,
+    *,
+    num_labels: int | None = None,
+) -> list[ModelSize]:
+    """Measure what a gene of this config grows, smallest first within each modality.
+
+    Args:
+        depths: as `from_learngene` takes them; None takes a third, two thirds and all of the gene's own layers.
+        widths: likewise; None takes a third, two thirds and all of the gene's own width, by whole heads.
+        modalities: None takes all that the gene can grow.
+        num_labels: classes of the image models; None gives them no head, and an image gene's its own.
+
+    Raises:
+        LearngeneError: for a size or modality that the gene cannot grow.
+    """
+    if modalities is None:
+        modalities = MODALITIES if config.text_config is not None else ("image",)
+    if config.text_config is None and num_labels is None:
+        num_labels = config.num_labels
+    ancestor = (config.ancestor or {}).get("parameters")
+    sizes = []
+    for modality in modalities:
+        config.check_modality(modality)
+        own = config.encoder_configs["text"] if modality == "text" else config.encoder_configs["image"]
+        reference = config.widest if modality == "multimodal" else own
+        head = reference.hidden_size // reference.num_attention_heads
+        for depth in depths or _default_depths(config, modality):
+            for width in widths or [head * heads for heads in _shares_of(reference.hidden_size // head)]:
+                grown = config.descendant_config(depth, width, modality)
+                labels = num_labels if modality == "image" else None
+                sizes.append(measure_size(grown, modality, num_labels=labels, ancestor=ancestor))
+    return sizes
+
+
+def _default_depths(config: LearngeneConfig, modality: str) -> list[Size]:
+    wanted = config.encoder_configs.values() if modality == "multimodal" else [config.encoder_configs[modality]]
+    shares = [_shares_of(encoder.num_hidden_layers) for encoder in wanted]
+    longest = max(map(len, shares))
+    padded = [[*[share[0]] * (longest - len(share)), *share] for share in shares]
+    return [depth if len(depth) == 2 else depth[0] for depth in zip(*padded, strict=True)]
+
+
+def _shares_of(whole: int) -> list[int]:
+    return sorted({max(1, round(share * whole)) for share in SHARES})
+
+
+def learngene_parameters(config: LearngeneConfig) -> int:
+    """Count the parameters that a gene of this config stores."""
+    from .modeling_learngene import LearngeneForImageClassification, LearngeneModel
+
+    cls: Any = LearngeneForImageClassification if config.text_config is None else LearngeneModel
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in cls(config).parameters())
+
+
+def format_size(value: int | Iterable[int]) -> str:
+    """A depth or width as the command line shows and takes it, "6" or "6,4"."""
+    return str(value) if isinstance(value, int) else ",".join(map(str, value))
