@@ -9,6 +9,7 @@ ancestor, the gene at full size, and descendants before any fine-tuning, into `r
 import argparse
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from benchmarks.fashion import HUB_ID, IMAGE, TITLE, TYPE, environment, load_splits, measure
 from mmlg_hf import ExtractionArguments, LearngeneModel, extract_learngene, from_learngene
+from mmlg_hf.inspection import measure_size
 
 # (depth, width) of the descendants measured before any fine-tuning.
 SIZES = [(6, 192), (3, 192), (6, 96), (3, 96), (2, 192), (6, 64), (2, 96), (12, 192)]
@@ -69,30 +71,38 @@ def main() -> None:
 
 
 def evaluate(ancestor_folder: str, gene_folder: str, test: Any, class_names: list[str]) -> dict[str, Any]:
-    """Measure ancestor, gene and descendants on the test split; the descendants come from the stored float16 gene."""
+    """Measure ancestor, gene and descendants on the test split; the descendants come from the stored float16 gene.
+
+    Returns the results as `mmlg_hf.results.read_results` takes them.
+    """
     present = sorted({name for name in test[TYPE] if name in class_names})
     test = test.filter(lambda row: row[TYPE] in present)
-    ancestor = CLIPModel.from_pretrained(ancestor_folder)
     gene = LearngeneModel.from_pretrained(gene_folder, dtype=torch.float32)
     processor = CLIPProcessor.from_pretrained(gene_folder)
-    results: dict[str, Any] = {
-        "dataset": HUB_ID,
-        "split": "test of benchmarks.fashion (by hash of the id, titles de-duplicated)",
-        "pairs": len(test),
-        "classes": len(present),
-        **environment(),
-        "ancestor": {
-            "parameters": ancestor.num_parameters(),
-            **measure(ancestor, test, CLIPProcessor.from_pretrained(ancestor_folder), present),
-        },
-        "gene": {"parameters": gene.num_parameters(), **measure(gene, test, processor, present)},
-        "descendants": [],
-    }
+
+    def row(name: str, role: str, model: Any, config: Any, own: CLIPProcessor, **about: Any) -> dict[str, Any]:
+        size, parameters = measure_size(config), model.num_parameters()
+        stored_bytes = 2 if role == "gene" else 4  # the gene is stored in float16, models in float32
+        about |= {"parameters": parameters, "megabytes": round(parameters * stored_bytes / 1e6, 2)}
+        about |= {"gflops_image": round(size.gflops_image or 0, 4), "gflops_text": round(size.gflops_text or 0, 4)}
+        return {"name": name, "role": role, **about, "figures": measure(model, test, own, present)}
+
+    ancestor = CLIPModel.from_pretrained(ancestor_folder)
+    models = [
+        row("ancestor", "ancestor", ancestor, ancestor.config, CLIPProcessor.from_pretrained(ancestor_folder)),
+        row("gene", "gene", gene, gene.config.descendant_config(), processor),
+    ]
     for depth, width in SIZES:
         model = from_learngene(gene_folder, depth, width)
-        row = {"depth": depth, "width": width, "parameters": model.num_parameters(), "fine_tuning_steps": 0}
-        results["descendants"].append({**row, **measure(model, test, processor, present)})
-    return results
+        about = {"depth": depth, "width": width, "steps": 0}
+        models.append(row(f"depth {depth}, width {width}", "descendant", model, model.config, processor, **about))
+    split = f"test (one in ten by hash of the id: {len(test)} pairs, {len(present)} classes)"
+    return {
+        "dataset": {"id": HUB_ID, "split": split},
+        **environment(),
+        "date": date.today().isoformat(),
+        "models": models,
+    }
 
 
 if __name__ == "__main__":
