@@ -252,7 +252,7 @@ def _metrics(results: Mapping[str, Any] | None, row: str | None) -> list[str]:
     if results is None:
         return []
     rows = [entry for entry in results["models"] if row in (None, entry["name"])]
-    return figure_names({"models": rows})
+    return figure_names({**results, "models": rows})
 
 
 def _render(kind: str, facts: Mapping[str, Any]) -> str:

@@ -29,10 +29,10 @@ def read_results(results: Mapping[str, Any] | str | os.PathLike) -> dict[str, An
     Args:
         results: the mapping itself, or a JSON file with it. Keys: `dataset` (a mapping with `id`, `split` and
             optionally `revision` and `license`), `models` (rows, see below), and optionally `date`, `commit`,
-            `hardware`. A row has `name`, `role` (one of `ROLES`) and optionally `depth`, `width`, `modality`,
-            `parameters`, `megabytes`, `gflops_image`, `gflops_text`, `steps` and `figures`. A figure is a number from
-            one run, or a mapping of `mean`, `std` and `seeds`. Figures are shares of 1; those with "rank" or "loss" in
-            their name are not.
+            `hardware` and `shown`, the names of the figures that cards show, in order, where not all. A row has
+            `name`, `role` (one of `ROLES`) and optionally `depth`, `width`, `modality`, `parameters`, `megabytes`,
+            `gflops_image`, `gflops_text`, `steps` and `figures`. A figure is a number from one run, or a mapping of
+            `mean`, `std` and `seeds`. Figures are shares of 1; those with "rank" or "loss" in their name are not.
 
     Raises:
         LearngeneError: the file is missing or no JSON, a key is missing, or a number is not finite.
@@ -80,8 +80,9 @@ def spread(figure: Any) -> tuple[Any, Any, Any]:
 
 
 def figure_names(results: Mapping[str, Any]) -> list[str]:
-    """The names of all figures, in the order in which the rows bring them."""
-    return list(dict.fromkeys(name for row in results["models"] for name in row.get("figures", {})))
+    """The names of the figures to show: `shown` as far as measured, or all in the order the rows bring them."""
+    names = list(dict.fromkeys(name for row in results["models"] for name in row.get("figures", {})))
+    return [name for name in results["shown"] if name in names] if results.get("shown") else names
 
 
 def is_share(name: str) -> bool:
@@ -91,9 +92,9 @@ def is_share(name: str) -> bool:
 
 def figure_title(name: str) -> str:
     """A figure's name as a column title, with the unit."""
-    words = re.sub(r"\btop(\d)", r"top-\1", name.replace("_", " ")).replace("recall at ", "R@")
-    words = words.replace("zero shot", "zero-shot").replace("image to text", "image→text")
-    words = words.replace("text to image", "text→image")
+    words = {"top1": "zero-shot top-1", "top5": "zero-shot top-5", "mean_per_class": "zero-shot mean per class"}.get(
+        name, name.replace("_to_", "→").replace("_", " ")
+    )
     return words[0].upper() + words[1:] + (" (%)" if is_share(name) else "")
 
 
