@@ -99,6 +99,7 @@ def evaluate(ancestor_folder: str, gene_folder: str, test: Any, class_names: lis
     split = f"test (one in ten by hash of the id: {len(test)} pairs, {len(present)} classes)"
     return {
         "dataset": {"id": HUB_ID, "split": split},
+        "shown": ["top1", "mean_per_class", "image_to_text_R@1", "text_to_image_R@1"],
         **environment(),
         "date": date.today().isoformat(),
         "models": models,
