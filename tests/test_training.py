@@ -43,6 +43,8 @@ def arguments(tmp_path):
             "optim": "sgd",
             "learning_rate": 0.05,
             "lr_scheduler_type": "constant",
+            # Clipping would hide an update scaled by a constant.
+            "max_grad_norm": 0.0,
             "save_strategy": "no",
             "report_to": [],
             "disable_tqdm": True,
@@ -167,6 +169,18 @@ def test_one_process_gets_the_weights_of_the_stock_trainer(processor, arguments,
     Trainer(models[1], arguments(**settings), data_collator=ImageTextCollator(processor), train_dataset=pairs).train()
     assert_same_weights(*models)
     assert max(largest_change(models[0], pico_clip()).values()) > 1e-3
+
+
+def test_labels_in_a_batch_do_not_change_the_update_under_accumulation(processor, arguments):
+    pairs, models, collator = pico_pairs(48), [pico_clip(), pico_clip()], ImageTextCollator(processor)
+
+    def with_labels(rows):
+        return {**collator(rows), "labels": torch.arange(len(rows))}
+
+    for model, collate in zip(models, (collator, with_labels), strict=True):
+        args = arguments(gradient_accumulation_steps=2, label_names=["labels"])
+        ContrastiveTrainer(model, args, data_collator=collate, train_dataset=pairs).train()
+    assert_same_weights(*models)
 
 
 def test_the_incomplete_last_batch_is_left_out(processor, arguments):
