@@ -18,6 +18,7 @@ _MODULE_OF = {
     "diversify": "diversification",
     "DiversifyArguments": "diversification",
     "train_router": "router",
+    "RouterArguments": "router",
     "save_as_deltas": "deltas",
     "load_from_deltas": "deltas",
 }

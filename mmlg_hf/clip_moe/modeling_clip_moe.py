@@ -154,6 +154,7 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
 
     config: CLIPMoEConfig
     base_model_prefix = "clip_moe"
+    auto_class = "AutoModel"  # the class of transformers that loads a model saved with its own code
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPMoEEncoderLayer", "CLIPVisionEmbeddings"]
     # Otherwise the answer is cached on CLIPPreTrainedModel by whichever model is built first, and inherited here.
     _can_set_experts_implementation_cached_value = True
@@ -162,6 +163,24 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
         "hidden_states": CLIPEncoderLayer,
         "attentions": CLIPAttention,
     }
+
+    def save_pretrained(self, save_directory, *args, with_code: bool = False, **kwargs):
+        """Save as any transformers model.
+
+        Args:
+            with_code: also save the code that loads the model, with `trust_remote_code=True`, where this package is
+                not installed.
+        """
+        classes = (type(self), type(self.config))
+        before = [cls._auto_class for cls in classes]
+        if with_code:
+            self.register_for_auto_class(self.auto_class)
+            self.config.register_for_auto_class()
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:  # left registered, every later save would hold the code too
+            for cls, auto_class in zip(classes, before, strict=True):
+                cls._auto_class = auto_class
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -304,6 +323,7 @@ class CLIPMoEForImageClassification(CLIPMoEPreTrainedModel, CLIPForImageClassifi
     """`CLIPForImageClassification` with mixtures of experts: a linear head on the mean of the patch tokens."""
 
     config: CLIPMoEConfig
+    auto_class = "AutoModelForImageClassification"
     input_modalities = ("image",)
 
     def __init__(self, config: CLIPMoEConfig):

@@ -250,12 +250,11 @@ def test_lora_under_peft_trains_a_mixture(mixture, inputs):
 
 @pytest.mark.slow
 def test_remote_code_loads_where_the_package_is_missing(tmp_path, mixture, inputs):
-    CLIPMoEConfig.register_for_auto_class()
-    CLIPMoEModel.register_for_auto_class("AutoModel")
-    try:
-        mixture.save_pretrained(tmp_path / "model")
-    finally:
-        CLIPMoEConfig._auto_class = CLIPMoEModel._auto_class = None
+    mixture.save_pretrained(tmp_path / "plain")
+    mixture.save_pretrained(tmp_path / "model", with_code=True)
+    mixture.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "model" / "modeling_clip_moe.py").exists()
+    assert not list(tmp_path.glob("plain/*.py")) + list(tmp_path.glob("again/*.py"))
     torch.save({"inputs": inputs, "logits": mixture(**inputs).logits_per_image.detach()}, tmp_path / "expected.pt")
     program = (
         "import sys, torch\n"
