@@ -142,7 +142,9 @@ def expand_layers(
         blocks = torch.cat(groups) if len(groups) > 1 else groups[0]  # [N, ...]
         mixing = coefficients if isinstance(coefficients, Tensor) else coefficients[name]  # [depth, N]
         mixing = mixing.to(device=blocks.device, dtype=blocks.dtype)
-        expanded[name] = (mixing @ blocks.flatten(1)).unflatten(1, blocks.shape[1:])
+        # In full precision under autocast too: a LayerNorm takes no other, and a sum of blocks should not lose digits.
+        with torch.autocast(blocks.device.type, enabled=False):
+            expanded[name] = (mixing @ blocks.flatten(1)).unflatten(1, blocks.shape[1:])
     return expanded
 
 

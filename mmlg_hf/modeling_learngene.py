@@ -6,6 +6,7 @@ from torch.func import functional_call
 from transformers import CLIPConfig, CLIPForImageClassification, CLIPModel, CLIPTextModel, CLIPVisionModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import (
     CLIPEncoder,
     CLIPEncoderLayer,
@@ -101,27 +102,35 @@ class _WeightlessLayer(CLIPEncoderLayer):
 
 
 class ExpandedEncoderLayer(GradientCheckpointingLayer):
-    """Layer `index` of an encoder, run by the stock layer on weights expanded from blocks."""
+    """A layer of an encoder, run by the stock layer on weights that come with each call."""
 
-    def __init__(self, config, index: int):
+    def __init__(self, config):
         super().__init__()
-        self.index = index
         self.layer = _WeightlessLayer(config)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, layer_weights, **kwargs):
-        """Run on `layer_weights`, [depth, ...] by layer parameter. hidden_states: [batch, tokens, hidden_size]."""
-        weights = {name: stacked[self.index] for name, stacked in layer_weights.items()}
-        return functional_call(self.layer, weights, (hidden_states, attention_mask), kwargs)
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, *weights: Tensor, **kwargs):
+        """Run on weights in the order of `LAYER_AXES`. hidden_states: [batch, tokens, hidden_size]."""
+        named = dict(zip(LAYER_AXES, weights, strict=True))
+        return functional_call(self.layer, named, (hidden_states, attention_mask), kwargs)
 
 
 class ExpandedEncoder(CLIPEncoder):
-    """CLIP's encoder over expanded layers; `layer_weights` reaches them as a keyword argument."""
+    """CLIP's encoder over expanded layers; `layer_weights` reaches it as a keyword argument."""
 
     def __init__(self, config):
         nn.Module.__init__(self)
         self.config = config
-        self.layers = nn.ModuleList([ExpandedEncoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([ExpandedEncoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor | None = None, *, layer_weights, **kwargs):
+        """Run the layers on `layer_weights`, [depth, ...] by layer parameter; otherwise as `CLIPEncoder.forward`."""
+        hidden_states = inputs_embeds
+        by_layer = zip(*(layer_weights[name].unbind(0) for name in LAYER_AXES), strict=True)
+        for layer, weights in zip(self.layers, by_layer, strict=True):
+            # Positional, as reentrant checkpointing wants everything that takes a gradient.
+            hidden_states = layer(hidden_states, attention_mask, *weights, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
 
 
 class LearngeneVisionModel(CLIPVisionModel):
