@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -81,6 +82,8 @@ class DescendantMixin:
         _override(config, modality, config_overrides)
         _record_provenance(config, self.config, modality)
         model = self._build(config, modality, num_labels, own_head, dtype or torch.float32)
+        # The stock Trainer names this as `base_model` on the card of what it fine-tunes, unless it is a folder.
+        model.config._name_or_path = model.name_or_path = self.config._name_or_path
         if self.processor is not None:
             part = {"image": "image_processor", "text": "tokenizer"}.get(modality)
             save_along(model, getattr(self.processor, part, self.processor) if part else self.processor)
@@ -91,7 +94,9 @@ class DescendantMixin:
         """Compute the weights and load them into the stock class, which initialises nothing but a new head."""
         encoders = {"image": config.vision_config, "text": config.text_config}
         wanted = encoders if modality == "multimodal" else {modality: encoders[modality]}
-        state: dict[str, Tensor] = self.descendant_state_dict(wanted)  # type: ignore[attr-defined]
+        # The sums are formed in float32 even where the gene was loaded in half precision.
+        gene: Any = self if self.dtype.itemsize >= 4 else deepcopy(self).float()  # type: ignore[attr-defined]
+        state: dict[str, Tensor] = gene.descendant_state_dict(wanted)
         with_head = num_labels is not None or own_head
         cls: Any = {
             ("multimodal", False): CLIPModel,

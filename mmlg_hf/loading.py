@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -21,6 +23,7 @@ class StrictLoadingMixin:
     """`from_pretrained` and `save_pretrained` of a gene."""
 
     processor: Any
+    auto_class = "AutoModel"  # the class of transformers through which a gene is loaded with its own code
 
     @classmethod
     def from_pretrained(
@@ -119,15 +122,25 @@ class StrictLoadingMixin:
         return model.eval(), info
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike,
+        *args: Any,
+        push_to_hub: bool = False,
+        with_code: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Save as `PreTrainedModel.save_pretrained` does, with the processor, the weights in one file for each part.
 
         An image descendant can then be grown without fetching the text side, and a text descendant without the other.
+
+        Args:
+            with_code: also save the code that loads the gene, with `trust_remote_code=True`, where this package is
+                not installed.
         """
         upload = {key: kwargs.pop(key) for key in _UPLOAD_KEYWORDS if push_to_hub and key in kwargs}
         stock: Any = super()
-        stock.save_pretrained(save_directory, *args, **kwargs)
+        with _registered(self, with_code):
+            stock.save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             split_by_part(save_directory)
             if self.processor is not None:
@@ -135,6 +148,23 @@ class StrictLoadingMixin:
         if push_to_hub:
             repo_id = upload.pop("repo_id", Path(save_directory).name)
             self.push_to_hub(repo_id, token=kwargs.get("token"), **upload)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _registered(gene: Any, with_code: bool) -> Iterator[None]:
+    """Have the classes of a gene save their code, for as long as this lasts: else every later save would, too."""
+    classes = (type(gene), type(gene.config))
+    before, auto_map = [cls._auto_class for cls in classes], getattr(gene.config, "auto_map", None)
+    if with_code:
+        type(gene).register_for_auto_class(gene.auto_class)
+        type(gene.config).register_for_auto_class()
+    try:
+        yield
+    finally:
+        for cls, auto_class in zip(classes, before, strict=True):
+            cls._auto_class = auto_class
+        if with_code and auto_map is None:
+            del gene.config.auto_map  # it names the code that went along with this save
 
 
 def save_along(model: Any, processor: Any) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ class Client:
             environment.pop("PYTHONPATH", None)
         command = [sys.executable, *map(str, arguments)]
         return subprocess.run(
-            command, cwd=self.folder, env=environment, text=True, capture_output=True, timeout=300, check=False
+            command, cwd=self.folder, env=environment, text=True, capture_output=True, timeout=900, check=False
         )
 
     def run(self, code: str, *, preamble: str = "", with_package: bool = True, **settings):
@@ -56,6 +57,15 @@ class Client:
         done = self.start(["-c", program], with_package=with_package, **settings)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return json.loads(done.stdout.rstrip().rsplit("\n", 1)[-1])
+
+
+@dataclass(frozen=True)
+class Published:
+    """A double with the pico zoo on it, a client of it, and the folders that were published."""
+
+    hub: HubDouble
+    client: Client
+    local: dict[str, Path]
 
 
 @pytest.fixture
@@ -86,3 +96,27 @@ def staged_descendant(zoo, tmp_path_factory):
 
     manifest = read_manifest(zoo)
     return stage(manifest["pico-clip"], manifest, tmp_path_factory.mktemp("staged") / "pico-clip", "demo")
+
+
+@pytest.fixture(scope="session")
+def published(zoo, tmp_path_factory):
+    """The pico zoo as published: the double (`hub`), a `client`, and `local`, the staged folder of each artifact."""
+    from upload.manifest import read_manifest
+    from upload.staging import stage
+
+    manifest = read_manifest(zoo)
+    folder = tmp_path_factory.mktemp("published")
+    local = {a.name: stage(a, manifest, folder / "local" / a.name, "demo") for a in manifest.artifacts}
+    with HubDouble() as hub:
+        client = Client(hub, folder)
+        client.run(
+            f"""
+            from pathlib import Path
+            from huggingface_hub import HfApi
+            from upload.publishing import Plan, publish
+            for name in {list(local)!r}:
+                plan = Plan("demo/" + name, Path({str(folder / "local")!r}) / name, "Publish")
+                publish(HfApi(), plan, tag="v1", revision=None, create_pr=False, private=None)
+            """
+        )
+        yield Published(hub, client, local)

@@ -119,14 +119,22 @@ class HubDouble:
         with self.lock:
             self.requests.clear()
 
-    def downloads(self) -> dict[str, int]:
-        """Bytes given out for each repository file since the log was last cleared."""
+    def downloads(self, repo_id: str) -> dict[str, int]:
+        """Bytes given out for each file of a repository since the log was last cleared."""
         totals: dict[str, int] = {}
         for request in self.requests:
-            match = re.fullmatch(r"/(?:.+?/resolve|large-files)/[^/]+/(.+)", request.path)
+            match = re.fullmatch(rf"/(?:{repo_id}/resolve|large-files/{repo_id})/[^/]+/(.+)", request.path)
             if match and request.method == "GET" and request.status in (200, 206):
                 totals[match[1]] = totals.get(match[1], 0) + request.sent
         return totals
+
+    def copy_repo(self, repo_id: str, name: str, *, private: bool = False, **changes: bytes | None) -> str:
+        """Make `demo/NAME` with the files of a repository, some of them changed (None leaves one out)."""
+        self.state.create_repo(self.state.users[self.OWNER_TOKEN], "demo", name, private)
+        for path, content in {**self.files(repo_id), **changes}.items():
+            if content is not None:
+                self.put_file(f"demo/{name}", path, content)
+        return f"demo/{name}"
 
     # What a test looks at
 

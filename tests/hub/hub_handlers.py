@@ -48,8 +48,8 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         ("POST", rf"/verify-large-file/{REPO}", "verify_large_file"),
         ("HEAD", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
         ("GET", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
-        ("HEAD", r"/large-files/(?P<sha256>[0-9a-f]{64})/(?P<path>.+)", "large_file"),
-        ("GET", r"/large-files/(?P<sha256>[0-9a-f]{64})/(?P<path>.+)", "large_file"),
+        ("HEAD", rf"/large-files/{REPO}/(?P<sha256>[0-9a-f]{{64}})/(?P<path>.+)", "large_file"),
+        ("GET", rf"/large-files/{REPO}/(?P<sha256>[0-9a-f]{{64}})/(?P<path>.+)", "large_file"),
     ]
 
     def log_message(self, *_: object) -> None:
@@ -306,14 +306,14 @@ class HubRequestHandler(BaseHTTPRequestHandler):
             self._send_content(blob.content, headers)
             return
         # The Hub sends large files from another host; what the client must know is on the redirect.
-        headers["Location"] = f"{self.hub.large_file_url}/large-files/{blob.sha256}/{path}"
+        headers["Location"] = f"{self.hub.large_file_url}/large-files/{repo}/{blob.sha256}/{path}"
         headers["X-Linked-Etag"], headers["X-Linked-Size"] = f'"{blob.sha256}"', str(len(blob.content))
         if self.fault is not None:  # A fault planted on a large file strikes where its bytes are sent.
             self.fault.happened -= 1
             self.fault = None
         self._send(302, b"", headers)
 
-    def large_file(self, sha256: str, path: str) -> None:
+    def large_file(self, repo: str, sha256: str, path: str) -> None:
         content = self.hub.state.large_files[sha256]
         self._send_content(content, {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes"})
 

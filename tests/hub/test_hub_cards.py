@@ -39,7 +39,7 @@ def test_a_gene_card_says_what_it_grows_how_it_was_made_and_where_from(gene_fold
     card = create_model_card(gene_folder, RESULTS, repo_id="demo/pico-gene", license="mit", data_license="CC0-1.0")
     assert card.data.license == "mit"
     assert card.data.datasets == ["demo/squares"]
-    assert card.data.metrics == ["zero_shot_top1", "image_to_text_recall_at_1"]
+    assert card.data.metrics == ["top1", "image_to_text_R@1"]
     assert "gene" in card.data.tags
     assert card.data.pipeline_tag is None
     assert 'from_learngene("demo/pico-gene"' in card.text
@@ -89,7 +89,7 @@ def test_saving_writes_the_card_the_results_the_plot_and_the_entries_of_its_row(
     assert "](results.png)" in (gene_folder / "README.md").read_text()
     entries = yaml.safe_load((gene_folder / ".eval_results" / "demo--squares.yaml").read_text())
     assert [entry["value"] for entry in entries] == [0.4125, 0.2]
-    assert entries[0]["dataset"] == {"id": "demo/squares", "task_id": "zero_shot_top1"}
+    assert entries[0]["dataset"] == {"id": "demo/squares", "task_id": "top1"}
     assert entries[0]["notes"] == "split: test; mean over 3 seeds, standard deviation 0.011"
 
 
@@ -108,7 +108,7 @@ def test_the_table_shows_only_columns_that_a_row_fills():
         (lambda r: r["models"][0].update(role="queen"), 'a "role" from ancestor, gene'),
         (lambda r: r["models"][1].update(name="gene"), "more than one model named 'gene'"),
         (lambda r: r["models"][0].update(parameters=float("nan")), "parameters of 'gene' is nan"),
-        (lambda r: r["models"][0]["figures"].update(zero_shot_top1="good"), "zero_shot_top1 of 'gene' is 'good'"),
+        (lambda r: r["models"][0]["figures"].update(top1="good"), "top1 of 'gene' is 'good'"),
     ],
 )
 def test_malformed_results_are_named(change, sentence):
