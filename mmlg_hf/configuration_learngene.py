@@ -186,7 +186,8 @@ class LearngeneConfig(PreTrainedConfig):
             self._check_shareable()
 
     def _check_shareable(self):
-        vision, text = self.vision_config, self.text_config
+        vision: Any = self.vision_config
+        text: Any = self.text_config
         heads = [config.hidden_size // config.num_attention_heads for config in (vision, text)]
         if heads[0] != heads[1]:
             raise LearngeneError(

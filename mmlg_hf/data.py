@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import (
     Array3D,
@@ -28,7 +28,7 @@ from .errors import LearngeneError
 
 logger = logging.get_logger(__name__)
 
-AnyDataset = Dataset | IterableDataset
+AnyDataset: TypeAlias = Dataset | IterableDataset
 
 # Looked for in this order when the caller names no text column.
 TEXT_COLUMN_NAMES = (
@@ -89,7 +89,7 @@ def _load_by_name(name: str, split: str | None, kwargs: dict[str, Any]) -> AnyDa
     return found
 
 
-def _take_split(splits: Mapping[str, AnyDataset], split: str | None, name: str) -> AnyDataset:
+def _take_split(splits: Mapping[Any, AnyDataset], split: str | None, name: str) -> AnyDataset:
     if split is None and len(splits) == 1:
         return next(iter(splits.values()))
     if split not in splits:
@@ -308,7 +308,7 @@ def _process(
         done["pixel_values"] = (
             list(image_processor(images=images, return_tensors="np")["pixel_values"]) if kept else []
         )
-        if tokenize is not None:
+        if tokenize is not None and text_column is not None:
             done["input_ids"] = tokenize([batch[text_column][position] for position in kept]) if kept else []
         return done
 

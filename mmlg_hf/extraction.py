@@ -211,7 +211,7 @@ def _make_gene(ancestor: Any, args: ExtractionArguments) -> Any:
 
 
 def _process(data: Any, ancestor: Any, processor: Any, args: ExtractionArguments) -> Dataset | IterableDataset:
-    common = {"image_column": args.image_column, "on_bad_image": args.on_bad_image}
+    common: dict[str, Any] = {"image_column": args.image_column, "on_bad_image": args.on_bad_image}
     with args.main_process_first(desc="processing"):
         if is_classifier(ancestor):
             return process_images(data, getattr(processor, "image_processor", processor), **common)
@@ -224,7 +224,7 @@ def _recipe(args: ExtractionArguments, dataset: Any, train: Any, result: Any, st
         name for name in ExtractionArguments.__dataclass_fields__ if name not in TrainingArguments.__dataclass_fields__
     ]
     settings = {name: getattr(args, name) for name in own if name not in ("ancestor_cache_dir",)}
-    last = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
+    last: dict[str, Any] = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
     return {
         "dataset": os.path.basename(os.fspath(dataset))
         if isinstance(dataset, (str, os.PathLike))

@@ -79,7 +79,7 @@ class _ElasticMixin:
         for size in sizes:
             outputs = model(**inputs) if size is None else model(**inputs, depth=size[0], width=size[1])
             first = outputs if first is None else first
-            for name, loss in self._losses(model, outputs, targets).items():
+            for name, loss in self._losses(model, outputs, targets).items():  # type: ignore[attr-defined]
                 total = total + loss / len(sizes)
                 key = f"loss_{name}" if size is None else f"loss_{name}_smaller"
                 self._parts.setdefault(key, []).append(loss.detach())  # type: ignore[attr-defined]

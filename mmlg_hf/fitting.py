@@ -67,13 +67,13 @@ def match_units(layers: Layers, wanted: Layers, head_size: int) -> Layers:
         # Minimising the squared distance is maximising the inner product: the norms do not depend on the order.
         products = torch.einsum("dif,djf->dij", want, have)
         orders.append(torch.stack([torch.tensor(linear_sum_assignment(-p.numpy())[1]) for p in products]))
-    return permute_units(layers, *orders, head_size)
+    return permute_units(layers, orders[0], orders[1], head_size)
 
 
 def order_units(layers: Layers, head_size: int) -> Layers:
     """Put each layer's strongest heads and neurons (by norm) first, so that leading slices keep what matters most."""
     orders = [features.norm(dim=2).argsort(dim=1, descending=True) for features in unit_features(layers, head_size)]
-    return permute_units(layers, *orders, head_size)
+    return permute_units(layers, orders[0], orders[1], head_size)
 
 
 def fit_blocks(

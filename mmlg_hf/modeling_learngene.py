@@ -1,5 +1,7 @@
 """The gene as a working model: blocks, and the auxiliary CLIP whose layers are weighted sums of them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -162,6 +164,9 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
 
     config: LearngeneConfig
     processor = None  # saved along with the gene and its descendants when set
+    named_parameters: Any  # these three are those of the stock class that this is mixed into
+    named_buffers: Any
+    training: bool
 
     def _build_blocks(self) -> None:
         config = self.config
@@ -175,10 +180,11 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
                 setattr(self, COEFFICIENTS[modality], nn.Parameter(torch.empty(shape)))
 
     def _init_weights(self, module):
+        stock: Any = super()
         if isinstance(module, StackedParameters):
             module.initialise(self.config.initializer_factor)
         elif module is self:
-            super()._init_weights(module)
+            stock._init_weights(module)
             for modality, encoder in self.config.encoder_configs.items():
                 if self.config.mixing == "learned":
                     parameter = getattr(self, COEFFICIENTS[modality])
@@ -186,7 +192,7 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
                         parameter, self.fixed_coefficients(encoder.num_hidden_layers)[:, None].expand_as(parameter)
                     )
         elif any(parameter is not None for parameter in module._parameters.values()) or module._buffers:
-            super()._init_weights(module)
+            stock._init_weights(module)
 
     def block_groups(self) -> dict[str, LearngeneBlocks]:
         """Return the stacks of blocks there are, by "multimodal", "image" and "text"."""
@@ -227,10 +233,11 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         """
         config = encoder_config or self.config.encoder_configs[modality]
         there = self.block_groups()
-        groups = [
+        multimodal, unimodal = (
             dict(there[group].named_parameters()) if group in there else {} for group in ("multimodal", modality)
-        ]
-        return expand_layers(*groups, self.coefficients(modality, config.num_hidden_layers), encoder_sizes(config))
+        )
+        coefficients = self.coefficients(modality, config.num_hidden_layers)
+        return expand_layers(multimodal, unimodal, coefficients, encoder_sizes(config))
 
     def descendant_state_dict(self, encoder_configs) -> dict[str, Tensor]:
         """Compute every weight of a descendant from the gene, differentiably, under stock CLIP's names.
@@ -283,11 +290,11 @@ class LearngeneModel(LearngeneMixin, CLIPModel):
                 "this is an image gene (its text_config is None): load it as LearngeneForImageClassification"
             )
         CLIPPreTrainedModel.__init__(self, config)
+        vision, text = config.encoder_configs["image"], config.encoder_configs["text"]
         self.projection_dim = config.projection_dim
-        self.text_embed_dim = config.text_config.hidden_size
-        self.vision_embed_dim = config.vision_config.hidden_size
-        self.text_model = LearngeneTextModel._from_config(config.text_config)
-        self.vision_model = LearngeneVisionModel._from_config(config.vision_config)
+        self.text_embed_dim, self.vision_embed_dim = text.hidden_size, vision.hidden_size
+        self.text_model = LearngeneTextModel._from_config(text)
+        self.vision_model = LearngeneVisionModel._from_config(vision)
         self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
         self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
@@ -339,8 +346,9 @@ class LearngeneForImageClassification(LearngeneMixin, CLIPForImageClassification
             )
         CLIPPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
-        self.vision_model = LearngeneVisionModel._from_config(config.vision_config)
-        self.classifier = nn.Linear(config.vision_config.hidden_size, config.num_labels)
+        vision = config.encoder_configs["image"]
+        self.vision_model = LearngeneVisionModel._from_config(vision)
+        self.classifier = nn.Linear(vision.hidden_size, config.num_labels)
         self._build_blocks()
         self.post_init()
 

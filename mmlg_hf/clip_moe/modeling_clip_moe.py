@@ -171,7 +171,7 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
             with_code: also save the code that loads the model, with `trust_remote_code=True`, where this package is
                 not installed.
         """
-        classes = (type(self), type(self.config))
+        classes: tuple[Any, ...] = (type(self), type(self.config))
         before = [cls._auto_class for cls in classes]
         if with_code:
             self.register_for_auto_class(self.auto_class)
