@@ -19,6 +19,8 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from .alignment.cli import EPILOG as ALIGN_EPILOG
+from .alignment.cli import align
 from .clip_moe.cli import app as clip_moe_app
 from .errors import LearngeneError
 
@@ -44,7 +46,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-app.add_typer(clip_moe_app, name="moe")
 
 
 class Modality(str, Enum):
@@ -156,7 +157,10 @@ def _extraction_arguments(chosen: dict[str, Any], others: list[str]) -> Any:
 
     words = [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
     parser = Parser(ExtractionArguments, allow_abbrev=False)
-    return parser.parse_args_into_dataclasses([*words, *others])[0]
+    args, unknown = parser.parse_args_into_dataclasses([*words, *others], return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unknown {' '.join(unknown)}")
+    return args
 
 
 @app.command(epilog="Example: mmlg inspect mmlg-fashion-48 --modality image --depth 2 --depth 4")
@@ -338,6 +342,10 @@ def demo(
     from .demo import run_demo
 
     run_demo(output_dir, gene, seed=seed, console=console)
+
+
+app.command(epilog=ALIGN_EPILOG)(align)
+app.add_typer(clip_moe_app, name="moe")
 
 
 def _say(text: str) -> None:

@@ -1,8 +1,11 @@
 """Load a model of any kind that `mmlg evaluate` measures, with its processor, by Hub id, folder or bundled name."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import datasets
 import torch
 from transformers import (
     AutoConfig,
@@ -13,6 +16,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.utils import logging as transformers_logging
 
 from .descendants import locate_learngene
 from .errors import LearngeneError
@@ -33,11 +37,11 @@ def load_dual_encoder(model: str | os.PathLike, **hub_kwargs: Any) -> tuple[Any,
     """
     name = locate_learngene(model)
     loaded = _load(AutoModel, name, hub_kwargs)
-    missing = [kind for kind in ("image", "text") if not hasattr(loaded, f"get_{kind}_features")]
-    if missing:
+    if not (hasattr(loaded, "get_image_features") and hasattr(loaded, "get_text_features")):
+        kind = (loaded.config.architectures or [type(loaded).__name__])[0]
         raise LearngeneError(
-            f"{name!r} holds a {type(loaded).__name__}, which embeds no {'s and no '.join(missing)}s: "
-            "retrieval and zero-shot classification need a model that embeds both, such as a CLIPModel"
+            f"{name!r} holds a {kind}: retrieval and zero-shot classification need a model that embeds both images and "
+            "texts, such as a CLIPModel"
         )
     return loaded, _load(AutoProcessor, name, hub_kwargs)
 
@@ -61,13 +65,42 @@ def load_classifier(model: str | os.PathLike, **hub_kwargs: Any) -> tuple[Any, A
 
 
 def _load(auto: Any, name: str, hub_kwargs: dict[str, Any]) -> Any:
-    # A gene stored in half precision is measured in float32, as its descendants are.
-    options = {"dtype": torch.float32} if auto.__name__.startswith("AutoModel") else {}
+    """Load with one of transformers' auto classes; a model that lacks tensors is refused, not filled up at random."""
     try:
-        return auto.from_pretrained(name, **options, **hub_kwargs)
+        if not auto.__name__.startswith("AutoModel"):
+            return auto.from_pretrained(name, **hub_kwargs)
+        with quiet():
+            # A gene stored in half precision is measured in float32, as its descendants are.
+            model, info = auto.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **hub_kwargs)
     except LearngeneError:
         raise
     except (OSError, ValueError) as error:
-        kind = auto.__name__.removeprefix("Auto").lower() or "model"
+        kind = auto.__name__.removeprefix("Auto").lower()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LearngeneError(f"cannot load the {kind} of {name!r}: {reason}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        saved_as = (model.config.architectures or ["another class"])[0]
+        raise LearngeneError(
+            f"{name!r} was saved as {saved_as} and lacks {len(missing)} tensors of a {type(model).__name__}, such as "
+            f"{missing[0]}: it cannot be measured as one"
+        )
+    return model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the progress bars and notices of transformers and datasets."""
+    log = transformers_logging
+    verbosity, bars, data_bars = log.get_verbosity(), log.is_progress_bar_enabled(), datasets.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+        if data_bars:
+            datasets.enable_progress_bars()

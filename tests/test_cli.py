@@ -43,6 +43,7 @@ def folders(tmp_path_factory):
     torch.nn.init.zeros_(classifier.classifier.weight)
     classifier.classifier.bias.data = torch.arange(8.0).roll(2)  # the highest at index 1
     classifier.save_pretrained(root / "classifier")
+    gene.descendant(modality="image").save_pretrained(root / "image-model")
     pairs = pico_pairs(16, labels=True)
     DatasetDict({"train": pairs, "test": pairs}).save_to_disk(root / "pairs")
     return root
@@ -214,7 +215,8 @@ def test_evaluate_measures_a_classifier(folders, tmp_path):
     ("model", "task", "sentence"),
     [
         ("clip", "classification", "holds a CLIPModel, which has no trained classifier"),
-        ("classifier", "retrieval", "embeds no"),
+        ("classifier", "retrieval", "was saved as CLIPForImageClassification and lacks"),
+        ("image-model", "zero-shot", "holds a CLIPVisionModelWithProjection: "),
         ("nothing-here", "retrieval", "cannot load the model of"),
         ("nothing-here", "classification", "cannot load the config of"),
     ],
