@@ -140,6 +140,7 @@ def fine_tune(
             what a probed head alone needs.
         output_dir: where the Trainer keeps its state; no checkpoint is written there.
         seed: of the order of the events.
+        quiet: no progress bar and no log lines.
     """
     labels = np.array([example["labels"] for example in train])
     check_labels(labels, classes)
