@@ -15,14 +15,16 @@ from benchmarks.fashion import HUB_ID, environment, load_splits, measure
 from benchmarks.gene import arguments
 from mmlg_hf import extract_learngene
 
+_AFFINITY = {"affinity_weight": 1.0, "feature_weight": 0.0}
+_FEATURE = {"affinity_weight": 0.0, "feature_weight": 1.0}
 CHOICES: dict[str, dict[str, Any]] = {
-    "fitted, affinity": {},
-    "random, affinity": {"initialisation": "random"},
-    "fitted, feature": {"affinity_weight": 0.0, "feature_weight": 1.0},
-    "fitted, affinity + feature": {"feature_weight": 1.0},
-    "fitted, affinity + contrastive": {"contrastive_weight": 0.5},
-    "fitted, affinity, learned mixing": {"mixing": "learned"},
-    "fitted, affinity, not elastic": {"elastic": False},
+    "fitted, affinity": _AFFINITY,
+    "random, affinity": _AFFINITY | {"initialisation": "random"},
+    "fitted, feature": _FEATURE,
+    "fitted, affinity + feature": {"affinity_weight": 1.0, "feature_weight": 1.0},
+    "fitted, feature, learned mixing": _FEATURE | {"mixing": "learned"},
+    "fitted, feature + contrastive": _FEATURE | {"contrastive_weight": 0.5},
+    "fitted, feature, not elastic": _FEATURE | {"elastic": False},
 }
 SIZES = [(6, 192), (3, 192), (6, 96), (3, 96)]
 RESULTS = Path(__file__).parent / "results" / "extraction_choices.json"

@@ -54,9 +54,9 @@ class ExtractionArguments(TrainingArguments):
     )
     elastic: bool = field(default=True, metadata={"help": "train smaller slices along, so that descendants work"})
     elastic_samples: int = field(default=2, metadata={"help": "smaller networks drawn for each step"})
-    affinity_weight: float = field(default=1.0, metadata={"help": "weight of affinity distillation (TinyCLIP)"})
+    affinity_weight: float = field(default=0.0, metadata={"help": "weight of affinity distillation (TinyCLIP)"})
     affinity_scale: float = field(default=50.0, metadata={"help": "inverse temperature of the affinities"})
-    feature_weight: float = field(default=0.0, metadata={"help": "weight of feature distillation (CLIP-KD)"})
+    feature_weight: float = field(default=1.0, metadata={"help": "weight of feature distillation (CLIP-KD)"})
     contrastive_weight: float = field(default=0.0, metadata={"help": "weight of the hard contrastive loss (CLIP)"})
     distillation_temperature: float = field(default=1.0, metadata={"help": "T of an image gene's soft distillation"})
     cache_ancestor: bool = field(
