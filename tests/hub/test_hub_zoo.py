@@ -14,10 +14,9 @@ from upload.rendering import CARDS, out_of_date
 from upload.staging import stage
 
 GENE, CLIP, SIZE = "mmlg-fashion-48", "mmlg-fashion-48-clip-3x96", (3, 96)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (ROOT / "mmlg_hf" / "zoo" / GENE).is_dir(), reason="the bundled gene is not made yet"),
-]
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "mmlg_hf" / "zoo" / GENE).is_dir(), reason="the bundled gene is not made yet"
+)
 
 
 def upload(client, *arguments, **settings):
