@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pico import pico_clip, pico_pairs, pico_processor
+from transformers import ViTConfig, ViTForImageClassification
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,9 +33,13 @@ def stand_ins(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stand-ins")
     pico_clip(vision_width=64, text_width=64, vision_depth=6, text_depth=6).save_pretrained(folder / "clip")
     pico_processor().save_pretrained(folder / "clip")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8)).save_pretrained(folder / "vit")
+    pico_processor().image_processor.save_pretrained(folder / "vit")
     pico_pairs(32).rename_column("caption", "productDisplayName").to_parquet(folder / "data" / "train.parquet")
     return {
         '"openai/clip-vit-base-patch32"': repr(str(folder / "clip")),
+        '"google/vit-base-patch16-224"': repr(str(folder / "vit")),
         '"ashraq/fashion-product-images-small"': repr(str(folder / "data")),
         "max_steps=2000, per_device_train_batch_size=256": "max_steps=2, per_device_train_batch_size=8",
         "width=384": "width=32",
