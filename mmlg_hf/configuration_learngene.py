@@ -41,6 +41,7 @@ class LearngeneConfig(PreTrainedConfig):
 
     model_type = "learngene"
     sub_configs = {"vision_config": CLIPVisionConfig, "text_config": CLIPTextConfig}
+    has_no_defaults_at_init = True  # read by transformers 5.13, which builds a default config to save differences to
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -136,11 +137,14 @@ class LearngeneConfig(PreTrainedConfig):
         _check_whole("width", width)
         if len(wanted) == 1:
             return {wanted[0]: width}
-        widest, head = max(owns.values()), self.head_size
-        return {
-            encoder: width if own == widest else max(head, round(width * own / widest / head) * head)
-            for encoder, own in owns.items()
-        }
+        widest = max(owns, key=lambda encoder: owns[encoder])
+        self._width_fields(self.encoder_configs[widest], width, widest)  # refuse the number given, not one derived
+        chosen = {}
+        for encoder, config in self.encoder_configs.items():
+            head = config.hidden_size // config.num_attention_heads
+            share = width * config.hidden_size / owns[widest]
+            chosen[encoder] = max(head, round(share / head) * head)
+        return chosen
 
     def _width_fields(self, own: Any, width: int, encoder: str) -> dict[str, int]:
         """Check one encoder's width and derive heads and MLP size from it."""

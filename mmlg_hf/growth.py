@@ -24,6 +24,7 @@ from .modeling_text_classification import CLIPTextForSequenceClassification
 _DECIDED_BY_THE_GENE = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "projection_dim", "vocab_size",
     "max_position_embeddings", "patch_size", "image_size", "num_channels", "vision_config", "text_config",
+    "logit_scale_init_value",
 )  # fmt: skip
 
 

@@ -301,23 +301,36 @@ class LearngeneModel(LearngeneMixin, CLIPModel):
         self._build_blocks()
         self.post_init()
 
-    def get_image_features(self, pixel_values: Tensor, **kwargs):
+    def get_image_features(self, *args, **kwargs):
         """Embed images, as `CLIPModel.get_image_features`: `pooler_output` is [batch, projection_dim]."""
-        return super().get_image_features(pixel_values, layer_weights=self.layer_weights("image"), **kwargs)
+        return super().get_image_features(*args, layer_weights=self.layer_weights("image"), **kwargs)
 
-    def get_text_features(self, input_ids: Tensor, **kwargs):
+    def get_text_features(self, *args, **kwargs):
         """Embed texts, as `CLIPModel.get_text_features`: `pooler_output` is [batch, projection_dim]."""
-        return super().get_text_features(input_ids, layer_weights=self.layer_weights("text"), **kwargs)
+        return super().get_text_features(*args, layer_weights=self.layer_weights("text"), **kwargs)
 
-    def forward(self, *args, depth=None, width=None, **kwargs) -> CLIPOutput:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        *,
+        depth=None,
+        width=None,
+        **kwargs,
+    ) -> CLIPOutput:
         """Run the auxiliary CLIP, or the descendant of another size, without building it.
 
         Args:
-            depth, width: size of the descendant to run as, see `descendant`; both None run the gene's own size.
-            args, kwargs: those of `CLIPModel.forward` (`input_ids`, `pixel_values`, `return_loss`, ...).
+            depth, width: size of the descendant to run as, see `descendant`; both None run the gene's own size. The
+                other arguments are those of `CLIPModel.forward`.
 
         The smaller network shares the gene's weights and gradients reach them: this is what elastic extraction trains.
         """
+        args = (input_ids, pixel_values, attention_mask, position_ids, return_loss, interpolate_pos_encoding)
         if depth is None and width is None:
             return super().forward(*args, **kwargs)
         config = self.config.descendant_config(depth, width)

@@ -187,6 +187,12 @@ def test_a_width_that_is_no_multiple_of_the_head_size_is_refused_with_the_neares
         config.descendant_config(width=width)
 
 
+def test_one_width_is_refused_by_its_own_value_when_the_text_encoder_is_the_wider():
+    config = gene_config(vision_width=16, text_width=32)
+    with pytest.raises(LearngeneError, match="width 64 is above the text encoder's 32"):
+        config.descendant_config(width=64)
+
+
 @pytest.mark.parametrize(("width", "encoder"), [(1024, "image"), ((64, 576), "text"), ((1024, 64), "image")])
 def test_a_width_above_the_genes_is_refused_saying_what_to_extract(config, width, encoder):
     too_wide = max(width) if isinstance(width, tuple) else width
@@ -238,9 +244,10 @@ def test_encoders_that_share_no_block_may_differ_in_head_size_and_mlp_ratio():
     config = LearngeneConfig(
         vision_config=B32_VISION, text_config=text, num_multimodal_blocks=0, num_unimodal_blocks=2
     )
-    descendant = config.descendant_config(width=(64, 32))
-    assert descendant.text_config.num_attention_heads == 1
-    assert descendant.text_config.intermediate_size == 64
+    for width in ((64, 32), 64):  # of 64, the text encoder's share is 42.7, and its head size 32
+        descendant = config.descendant_config(width=width)
+        assert descendant.text_config.num_attention_heads == 1
+        assert descendant.text_config.intermediate_size == 64
 
 
 @pytest.mark.parametrize("mixing", MIXINGS)

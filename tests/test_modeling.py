@@ -1,6 +1,7 @@
 """LearngeneModel and LearngeneForImageClassification beside stock CLIP: outputs, gradients, sizes, files."""
 
 import copy
+import inspect
 import shutil
 
 import pytest
@@ -81,6 +82,7 @@ def test_features_are_those_of_stock_clip(shared_gene, inputs):
     with torch.no_grad():
         assert_same_outputs(shared_gene.get_image_features(pixels), reference.get_image_features(pixels))
         assert_same_outputs(shared_gene.get_text_features(**tokens), reference.get_text_features(**tokens))
+        assert_same_outputs(shared_gene.get_text_features(*tokens.values()), reference.get_text_features(**tokens))
         larger = torch.nn.functional.interpolate(pixels, size=24)
         assert_same_outputs(
             shared_gene.get_image_features(larger, interpolate_pos_encoding=True),
@@ -107,6 +109,16 @@ def test_eager_and_sdpa_attention_agree(shared_gene, inputs):
     assert shared_gene.config._attn_implementation == "sdpa"
     with torch.no_grad():
         assert_same_outputs(eager(**inputs), shared_gene(**inputs))
+
+
+def test_forward_takes_what_stock_clip_takes_in_the_same_order(shared_gene, shared_image_gene, inputs):
+    # The Trainer keeps the columns of a dataset that are named here.
+    for cls, stock in ((LearngeneModel, CLIPModel), (LearngeneForImageClassification, CLIPForImageClassification)):
+        expected = [name for name in inspect.signature(stock.forward).parameters if name != "kwargs"]
+        assert list(inspect.signature(cls.forward).parameters)[: len(expected)] == expected
+    with torch.no_grad():
+        outputs = shared_gene(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
+        assert_same_outputs(outputs, shared_gene(**inputs))
 
 
 def test_without_return_dict_a_tuple_comes_back(shared_gene, inputs):
