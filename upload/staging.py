@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mmlg_hf.cards import save_model_card
 from mmlg_hf.descendants import from_learngene, load_learngene
 from mmlg_hf.errors import LearngeneError
@@ -62,7 +64,10 @@ def _stage_descendant(artifact: Artifact, manifest: Manifest, folder: Path, name
     arguments = dict(artifact.source)  # type: ignore[arg-type]
     gene = manifest[arguments.pop("gene")]
     source = _source_folder(gene, manifest)
-    model = from_learngene(source, **arguments)
+    # A new head is random: the same one each time, so that publishing again changes nothing.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = from_learngene(source, **arguments)
     for config in {id(part): part for part in config_parts(model.config)}.values():
         config.learngene = {**config.learngene, "learngene": f"{namespace}/{gene.name}"}
     model.save_pretrained(folder)

@@ -213,6 +213,16 @@ def test_a_malformed_manifest_is_named(zoo, tmp_path, change, sentence):
         read_manifest(tmp_path / "zoo.yaml")
 
 
+def test_building_an_artifact_again_gives_the_same_files(zoo, tmp_path):
+    from upload.staging import stage
+
+    manifest = read_manifest(zoo)
+    for name in ("pico-gene", "pico-classifier"):
+        folders = [stage(manifest[name], manifest, tmp_path / str(number) / name, "demo") for number in (1, 2)]
+        first, second = ({p.name: p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in folders)
+        assert first == second
+
+
 def test_an_artifact_whose_source_is_missing_is_named(zoo, tmp_path):
     from upload.staging import stage
 
