@@ -2,13 +2,14 @@
 
 import hashlib
 import os
+import re
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from ..errors import LearngeneError
 
@@ -52,7 +53,10 @@ def _bare(model: PreTrainedModel, modality: str) -> PreTrainedModel:
 
 def _load(name: str, modality: str, **kwargs: Any) -> PreTrainedModel:
     try:
-        config = AutoConfig.from_pretrained(name, **{key: kwargs[key] for key in kwargs if key != "dtype"})
+        hub = {key: value for key, value in kwargs.items() if key != "dtype"}
+        # Config and weights of one commit, whatever happens to the branch meanwhile.
+        kwargs["revision"] = hub["revision"] = commit = _commit_of(name, **hub)
+        config = AutoConfig.from_pretrained(name, **hub)
         if config.model_type == "learngene":
             raise LearngeneError(
                 f"{name!r} is a learngene: grow the {modality} encoder from it with from_learngene("
@@ -62,13 +66,24 @@ def _load(name: str, modality: str, **kwargs: Any) -> PreTrainedModel:
         config = getattr(config, f"{modality}_config", None) or config
         if type(config) not in MODEL_MAPPING:
             raise LearngeneError(f"{name!r} is a {config.model_type!r} model: transformers has no bare encoder of it")
-        return _bare(_load_complete(MODEL_MAPPING[type(config)], name, config, kwargs), modality)
+        encoder = _bare(_load_complete(MODEL_MAPPING[type(config)], name, config, kwargs), modality)
+        encoder.config._commit_hash = commit
+        return encoder
     except (OSError, ValueError) as error:
         if isinstance(error, LearngeneError):
             raise
         at = f" at revision {kwargs['revision']}" if kwargs.get("revision") else ""
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LearngeneError(f"cannot load the {modality} encoder {name!r}{at}: {reason}") from error
+
+
+def _commit_of(name: str, revision: str | None = None, **hub: Any) -> str | None:
+    """The commit that a branch or tag on the Hub stands for; None for a folder."""
+    if os.path.isdir(name):
+        return None
+    path = str(cached_file(name, "config.json", revision=revision, **hub))
+    commit = re.search(r"[\\/]snapshots[\\/]([0-9a-f]{40})[\\/]", path)
+    return commit[1] if commit else revision
 
 
 def _load_complete(cls: Any, name: str, config: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
@@ -89,18 +104,41 @@ def _load_complete(cls: Any, name: str, config: Any, kwargs: dict[str, Any]) -> 
     return encoder
 
 
-def record_base(source: str | os.PathLike | PreTrainedModel, encoder: PreTrainedModel) -> dict[str, Any] | None:
+def record_base(
+    source: str | os.PathLike | PreTrainedModel, encoder: PreTrainedModel, modality: str, **kwargs: Any
+) -> dict[str, Any] | None:
     """Say where an encoder came from, so that it can be found and known again.
 
+    A model in memory is compared with what its name stands for, since it may have been trained since.
+
+    Args:
+        source: what `load_encoder` was given.
+        encoder: what it returned.
+        modality: "vision" or "text".
+        kwargs: passed on to `from_pretrained`.
+
     Returns:
-        `name` (Hub id or folder), `revision` (commit; None for a folder) and `fingerprint`; None for a model that was
-        made in memory.
+        `name` (Hub id or folder), `revision` (commit; None for a folder), `fingerprint`, and for an encoder grown from
+        a gene of that name `grown`, its depth and width. None for a model that cannot be had again by name.
     """
-    config = source.config if isinstance(source, PreTrainedModel) else encoder.config
-    name = config.name_or_path if isinstance(source, PreTrainedModel) else os.fspath(source)
-    if not name:
+    found = {"fingerprint": fingerprint(encoder)}
+    if not isinstance(source, PreTrainedModel):
+        return {"name": os.fspath(source), "revision": getattr(encoder.config, "_commit_hash", None), **found}
+    name, gene = source.config.name_or_path, getattr(encoder.config, "learngene", None) or {}
+    if not name or found["fingerprint"] is None:
         return None
-    return {"name": name, "revision": getattr(config, "_commit_hash", None), "fingerprint": fingerprint(encoder)}
+    if gene.get("learngene") == name:
+        size = {"depth": encoder.config.num_hidden_layers, "width": encoder.config.hidden_size}
+        record = {"name": name, "revision": gene.get("revision"), "grown": size, **found}
+    else:
+        record = {"name": name, "revision": getattr(source.config, "_commit_hash", None), **found}
+    try:
+        again = load_base(record, modality, None, **kwargs)
+    except LearngeneError:
+        return None
+    if record["revision"] is None:
+        record["revision"] = getattr(again.config, "_commit_hash", None)
+    return record if fingerprint(again) == record["fingerprint"] else None
 
 
 def fingerprint(encoder: nn.Module) -> str | None:
@@ -131,16 +169,33 @@ def load_base(record: dict[str, Any] | None, modality: str, replacement: Any, **
     """
     name = (record or {}).get("name")
     try:
-        if replacement is None and name is None:
+        if replacement is not None:
+            return load_encoder(replacement, modality, **kwargs)
+        if record is None:
             raise LearngeneError(f"no {modality} encoder is recorded")
-        recorded = {"revision": (record or {}).get("revision")} if replacement is None else {}
-        encoder = load_encoder(name if replacement is None else replacement, modality, **recorded, **kwargs)
+        if record.get("grown"):
+            return _bare(_grow(record, modality, **kwargs), modality)
+        return load_encoder(record["name"], modality, revision=record.get("revision"), **kwargs)
     except LearngeneError as error:
         raise LearngeneError(
             f"the base {modality} encoder {name!r} of this aligned pair is missing: {error}. Say where it is with "
             f"from_pretrained(..., {modality}=...)"
         ) from error
-    return encoder
+
+
+def _grow(record: dict[str, Any], modality: str, **kwargs: Any) -> PreTrainedModel:
+    from ..descendants import from_learngene
+
+    # As pairs: one number would mean the gene's wider encoder, which may be the other one.
+    settings: dict[str, Any] = {name: (size, size) for name, size in record["grown"].items()}
+    known = ("token", "cache_dir", "local_files_only", "dtype")
+    settings |= {name: value for name, value in kwargs.items() if name in known}
+    return from_learngene(
+        record["name"],
+        modality="image" if modality == "vision" else "text",
+        revision=record.get("revision"),
+        **settings,
+    )
 
 
 def check_base(encoder: PreTrainedModel, record: dict[str, Any] | None, modality: str) -> None:

@@ -74,7 +74,7 @@ def align(
         encoder = load_encoder(source, modality, revision=revision, dtype=dtype, **kwargs)
         encoders[modality] = encoder
         settings[f"{modality}_pooling"] = check_pooling(modality, pooling or default_pooling(modality, encoder.config))
-        settings[f"{modality}_base"] = record_base(source, encoder)
+        settings[f"{modality}_base"] = record_base(source, encoder, modality, **kwargs)
     config = DualEncoderConfig.from_vision_text_configs(
         encoders["vision"].config,
         encoders["text"].config,
@@ -154,6 +154,8 @@ def _load_part(auto: Any, given: Any, name: str, base: dict[str, Any] | None, kw
         return given
     if given is None and base is None:
         raise LearngeneError(f"the encoder was made in memory, so no {name} is known for it: pass {name}=...")
+    if given is None and (base or {}).get("grown"):
+        return _of_gene(name, base or {}, kwargs)
     source = (base or {})["name"] if given is None else os.fspath(given)
     revision = (base or {}).get("revision") if given is None else None
     try:
@@ -161,6 +163,15 @@ def _load_part(auto: Any, given: Any, name: str, base: dict[str, Any] | None, kw
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LearngeneError(f"no {name} can be loaded from {source!r} ({reason}): pass {name}=...") from error
+
+
+def _of_gene(name: str, base: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    """The image processor or the tokenizer that is stored with a gene."""
+    from ..descendants import load_processor as load_processor_of_gene
+
+    revision = {"revision": base["revision"]} if base.get("revision") else {}
+    processor = load_processor_of_gene(base["name"], **revision, **kwargs)
+    return getattr(processor, name, processor)
 
 
 def _check_image_processor(model: DualEncoderModel, image_processor: Any) -> None:

@@ -104,6 +104,24 @@ def _listed(names: list[str]) -> str:
     )
 
 
+def write_card(folder: str | os.PathLike, config: "DualEncoderConfig", **settings: Any) -> None:
+    """Write the card of a saved pair into its folder, with the encoders' Hub ids as base models.
+
+    Args:
+        settings: as for `mmlg_hf.cards.save_model_card`.
+    """
+    from ..cards import HUB_ID, save_model_card
+
+    names = [base["name"] for base in (config.vision_base, config.text_base) if base]
+    bases = [name for name in names if HUB_ID.fullmatch(name) and not os.path.isdir(name)]
+    metadata: dict[str, Any] = {"pipeline_tag": "zero-shot-image-classification"}
+    if bases:
+        relation = "finetune" if config.recipe in ("full", "lit") else "adapter"
+        metadata |= {"base_model": bases, "base_model_relation": relation}
+    metadata |= settings.pop("metadata", None) or {}
+    save_model_card(folder, kind="aligned-pair", metadata=metadata, **settings)
+
+
 def push(
     model: "DualEncoderModel",
     repo_id: str,
@@ -115,14 +133,13 @@ def push(
     """Upload the model, its processor and its card in one commit; see `DualEncoderModel.push_to_hub`."""
     from huggingface_hub import HfApi
 
-    from ..cards import save_model_card
     from ..hub import explain_hub_errors
 
     with tempfile.TemporaryDirectory() as temporary:
         model.save_pretrained(temporary, trained_only=trained_only)
         if processor is not None:
             processor.save_pretrained(temporary)
-        save_model_card(temporary, repo_id=repo_id, kind="aligned-pair", **card)
+        write_card(temporary, model.config, repo_id=repo_id, **card)
         with explain_hub_errors(repo_id, settings["revision"]):
             api = HfApi(token=settings.pop("token"))
             repo_id = api.create_repo(repo_id, private=settings.pop("private"), exist_ok=True).repo_id

@@ -7,11 +7,12 @@ import pytest
 import torch
 from pico import pico_clip, pico_pairs, pico_processor
 from pico_encoders import batch, make_encoder, perturb
+from pico_genes import multimodal_gene
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, TrainingArguments
 
-from mmlg_hf import ContrastiveTrainer, ImageTextCollator
-from mmlg_hf.alignment import RECIPES, DualEncoderModel, align
+from mmlg_hf import ContrastiveTrainer, ImageTextCollator, from_learngene
+from mmlg_hf.alignment import RECIPES, DualEncoderModel, align, load_processor
 from mmlg_hf.errors import LearngeneError
 
 
@@ -259,3 +260,35 @@ def test_an_interrupted_training_resumes_from_small_checkpoints_to_the_same_weig
         whole.model.named_parameters(), resumed.model.named_parameters(), strict=True
     ):
         torch.testing.assert_close(found, expected, msg=lambda told, name=name: f"{name}: {told}")
+
+
+def test_descendants_in_memory_are_recorded_as_gene_and_size(tmp_path):
+    gene = multimodal_gene()
+    gene.processor = pico_processor()
+    gene.save_pretrained(tmp_path / "gene")
+    image = from_learngene(tmp_path / "gene", depth=2, width=24, modality="image")
+    text = from_learngene(tmp_path / "gene", depth=3, width=8, modality="text")
+    model = aligned(image, text)
+    model.save_pretrained(tmp_path / "pair")
+    config = json.loads((tmp_path / "pair" / "config.json").read_text())
+    assert config["text_base"]["name"] == str(tmp_path / "gene")
+    assert config["text_base"]["grown"] == {"depth": 3, "width": 8}
+    loaded = DualEncoderModel.from_pretrained(tmp_path / "pair")
+    torch.testing.assert_close(logits(loaded), logits(model))
+    processor = load_processor(loaded)
+    assert loaded(**ImageTextCollator(processor)(list(pico_pairs(2)))).logits_per_image.shape == (2, 2)
+
+
+def test_a_model_trained_since_it_was_loaded_is_saved_whole(saved, tmp_path):
+    text = AutoModel.from_pretrained(saved("bert"))
+    with torch.no_grad():
+        text.embeddings.word_embeddings.weight.mul_(2)
+    model = aligned(saved("vit"), text)
+    assert model.config.text_base is None
+    model.save_pretrained(tmp_path / "pair")
+    torch.testing.assert_close(logits(DualEncoderModel.from_pretrained(tmp_path / "pair")), logits(model))
+
+
+def test_a_model_as_it_was_loaded_is_recorded_by_its_name(saved):
+    folder = saved("bert")
+    assert align(saved("vit"), AutoModel.from_pretrained(folder)).config.text_base["name"] == folder

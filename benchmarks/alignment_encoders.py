@@ -1,0 +1,152 @@
+"""An image encoder and a text encoder that have never met: what the alignment study starts from.
+
+The products are halved by a hash of their id. The image encoder learns to tell article types on the photos of one
+half; the text encoder learns to predict the next token of the titles of the other. No product is seen by both, no
+photo is seen with its title, and the text encoder sees no labels.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from benchmarks.fashion import ID, IMAGE_SIZE, MAX_TOKENS, TITLE, TYPE, processed
+from mmlg_hf.data import split_of
+from mmlg_hf.vocabulary import trim_tokenizer
+
+DEPTH, IMAGE_WIDTH, TEXT_WIDTH, HEAD_SIZE, PATCH_SIZE = 4, 192, 128, 32, 16
+
+
+class Columns(torch.utils.data.Dataset):
+    """Photos as `process_pairs` made them, in memory, beside other columns: labels, or another tokenizer's ids."""
+
+    def __init__(self, pairs: Dataset, **columns: list) -> None:
+        batches = pairs.select_columns("pixel_values").iter(512)
+        self.photos = torch.cat([batch["pixel_values"].half() for batch in batches])  # [N, 3, H, W]
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        columns = {name: values[row] for name, values in self.columns.items()}
+        return {"pixel_values": self.photos[row].float(), **columns}
+
+
+class TitleLanguageModel(nn.Module):
+    """A CLIP text encoder that predicts the next token, with its token embedding as the output layer."""
+
+    def __init__(self, encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> dict[str, torch.Tensor]:
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, T, D]
+        logits = states[:, :-1] @ self.encoder.embeddings.token_embedding.weight.T  # [B, T - 1, V]
+        targets = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)}
+
+
+def make_encoders(
+    splits: DatasetDict, processor: Any, folder: Path, *, steps: int, batch_size: int, seed: int = 0
+) -> dict[str, Any]:
+    """Train both encoders and save them with their processors in `folder`/image and `folder`/text.
+
+    Returns:
+        what was done, with the losses at the end; read from `folder` if the encoders are there already.
+    """
+    set_seed(seed)
+    train = splits["train"]
+    halves = ["image" if split_of(f"half {key}", 0.0, 0.5) == "test" else "text" for key in train[ID]]
+    rows = {name: [row for row, half in enumerate(halves) if half == name] for name in ("image", "text")}
+    settings = {"steps": steps, "batch_size": batch_size, "seed": seed}
+    return {
+        **settings,
+        "products": {name: len(chosen) for name, chosen in rows.items()},
+        "image": _make_image_encoder(train, rows["image"], processor, folder / "image", **settings),
+        "text": _make_text_encoder(train, rows["text"], processor, folder / "text", **settings),
+    }
+
+
+def _make_image_encoder(train: Any, rows: list[int], processor: Any, folder: Path, **settings: int) -> dict[str, Any]:
+    types = sorted(set(train[TYPE]))
+    labels = [types.index(name) for name in train[TYPE]]
+    vision = CLIPVisionConfig(
+        hidden_size=IMAGE_WIDTH,
+        intermediate_size=4 * IMAGE_WIDTH,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=IMAGE_WIDTH // HEAD_SIZE,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        hidden_act="gelu",
+    )
+    model = CLIPForImageClassification(CLIPConfig(vision_config=vision, num_labels=len(types)))
+    photos = Columns(processed(train, processor), labels=labels)
+    report = _train(model, torch.utils.data.Subset(photos, rows), None, folder, **settings)
+    model.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+    return {**report, "task": f"{len(types)} article types", "parameters": model.vision_model.num_parameters()}
+
+
+def _make_text_encoder(train: Any, rows: list[int], processor: Any, folder: Path, **settings: int) -> dict[str, Any]:
+    titles = [train[TITLE][row] for row in rows]
+    tokenizer, _ = trim_tokenizer(processor.tokenizer, titles)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=TEXT_WIDTH // HEAD_SIZE,
+        max_position_embeddings=MAX_TOKENS,
+        hidden_act="gelu",
+        **special,
+    )
+    encoder = CLIPTextModel(config)
+
+    def collate(batch: list[str]) -> dict[str, torch.Tensor]:
+        return dict(tokenizer(batch, padding=True, truncation=True, return_tensors="pt"))
+
+    report = _train(TitleLanguageModel(encoder), titles, collate, folder, **settings)
+    encoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {**report, "task": "next token of titles", "parameters": encoder.num_parameters(), "tokens": len(tokenizer)}
+
+
+def _train(
+    model: nn.Module, rows: Any, collator: Any, folder: Path, *, steps: int, batch_size: int, seed: int
+) -> dict:
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        warmup_steps=steps // 10,
+        lr_scheduler_type="cosine",
+        logging_steps=max(1, steps // 10),
+        save_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        seed=seed,
+    )
+    started = time.time()
+    trainer = Trainer(model, args, train_dataset=rows, data_collator=collator)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"seconds": round(time.time() - started), "losses": losses}

@@ -1,0 +1,158 @@
+"""Tables, plots and verdicts of the alignment study, from its results file.
+
+python -m benchmarks.alignment_report benchmarks/results/alignment.json
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FIGURES = {
+    "mean_R@1": "R@1",
+    "mean_R@5": "R@5",
+    "zero_shot_top1": "zero-shot",
+    "probe_image": "image probe",
+    "probe_text": "text probe",
+    "seconds_per_step": "s / step",
+    "peak_megabytes": "peak MB",
+}
+
+
+def collect(results: dict[str, Any]) -> dict[tuple[str, float], dict[str, np.ndarray]]:
+    """Figures of all seeds for each recipe and share of the pairs."""
+    found: dict[tuple[str, float], dict[str, list]] = {}
+    for run in results["runs"]:
+        if run["kind"] != "run":
+            continue
+        run = {**run, "mean_R@5": (run["image_to_text_R@5"] + run["text_to_image_R@5"]) / 2}
+        cell = found.setdefault((run["recipe"], run["share"]), {})
+        for name in (*FIGURES, "learning_rate"):
+            cell.setdefault(name, []).append(run[name])
+        cell.setdefault("trainable_share", []).append(run["trainable"] / run["parameters"])
+    return {key: {name: np.array(values) for name, values in cell.items()} for key, cell in found.items()}
+
+
+def table(results: dict[str, Any]) -> str:
+    """A Markdown table: mean and standard deviation over seeds for each recipe and share of the pairs."""
+    cells = collect(results)
+    before = results["before"]
+    lines = [
+        f"Probes before alignment: image {before['probe_image']:.3f}, text {before['probe_text']:.3f}.",
+        "",
+        f"| pairs | recipe | trainable | rate | {' | '.join(FIGURES.values())} |",
+        f"|---|---|---|---|{'---|' * len(FIGURES)}",
+    ]
+    for (recipe, share), cell in sorted(cells.items(), key=lambda item: (item[0][1], list(cells).index(item[0]))):
+        values = [_mean_std(cell[name], 0 if name == "peak_megabytes" else 3) for name in FIGURES]
+        trainable = f"{100 * cell['trainable_share'][0]:.2f} %"
+        rate = f"{cell['learning_rate'][0]:g}"
+        lines.append(f"| {share:.0%} | {recipe} | {trainable} | {rate} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def _mean_std(values: np.ndarray, digits: int) -> str:
+    spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{spread}"
+
+
+def verdicts(results: dict[str, Any]) -> list[str]:
+    """The study's three questions, answered from the mean R@1 over seeds."""
+    cells = collect(results)
+    recall = {key: float(cell["mean_R@1"].mean()) for key, cell in cells.items()}
+    shares = {recipe: float(cell["trainable_share"][0]) for (recipe, _), cell in cells.items()}
+    pairs = sorted({share for _, share in cells})
+    told = []
+    for share in pairs:
+        if ("lilt", share) in recall and ("full", share) in recall:
+            ratio = recall["lilt", share] / max(recall["full", share], 1e-9)
+            told.append(
+                f"{share:.0%} of the pairs: lilt ({shares['lilt']:.1%} trained) has {ratio:.2f} of full's R@1."
+            )
+        small = [recipe for recipe in shares if shares[recipe] < 0.01 and (recipe, share) in recall]
+        if small and ("full", share) in recall:
+            best = max(small, key=lambda recipe: recall[recipe, share])
+            ratio = recall[best, share] / max(recall["full", share], 1e-9)
+            told.append(
+                f"{share:.0%} of the pairs: {best}, the best below 1 % trained, has {ratio:.2f} of full's R@1."
+            )
+    fewest = pairs[0] if pairs else None
+    if ("full", fewest) in recall:
+        better = [
+            name
+            for name in shares
+            if name not in ("full", "lit") and recall.get((name, fewest), 0) > recall["full", fewest]
+        ]
+        told.append(
+            f"{fewest:.0%} of the pairs: above full are {', '.join(better) or 'none'} of the efficient recipes."
+        )
+    return told
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """R@1 against the share of the pairs, R@1 against the trained share, and what each encoder forgot."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cells = collect(results)
+    recipes = list(dict.fromkeys(recipe for recipe, _ in cells))
+    shares = sorted({share for _, share in cells})
+    colors = dict(zip(recipes, pyplot.get_cmap("tab10").colors, strict=False))
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4.6), constrained_layout=True)
+    for recipe in recipes:
+        known = [share for share in shares if (recipe, share) in cells]
+        values = [cells[recipe, share]["mean_R@1"] for share in known]
+        left.errorbar(
+            [100 * share for share in known],
+            [value.mean() for value in values],
+            [value.std(ddof=1) if len(value) > 1 else 0 for value in values],
+            label=recipe, color=colors[recipe], marker="o", capsize=3,
+        )  # fmt: skip
+        cell = cells[recipe, known[-1]]
+        middle.scatter(100 * cell["trainable_share"], cell["mean_R@1"], color=colors[recipe], label=recipe)
+    left.set(
+        xscale="log",
+        xlabel="training pairs, per cent",
+        ylabel="R@1, mean of both directions",
+        title="Alignment by data",
+    )
+    left.legend(fontsize=8)
+    middle.set(
+        xscale="log",
+        xlabel="trained parameters, per cent",
+        ylabel="R@1",
+        title=f"By trained share ({shares[-1]:.0%} of the pairs)",
+    )
+    middle.legend(fontsize=8)
+    positions = np.arange(len(recipes))
+    for offset, modality in ((-0.2, "image"), (0.2, "text")):
+        last = [
+            cells[recipe, [s for s in shares if (recipe, s) in cells][-1]][f"probe_{modality}"] for recipe in recipes
+        ]
+        change = [100 * (value.mean() - results["before"][f"probe_{modality}"]) for value in last]
+        error = [100 * value.std(ddof=1) if len(value) > 1 else 0 for value in last]
+        right.bar(positions + offset, change, 0.4, yerr=error, label=f"{modality} encoder", capsize=2)
+    right.axhline(0, color="black", linewidth=0.8)
+    right.set_xticks(positions, recipes, rotation=45, ha="right")
+    right.set(ylabel="change of the linear probe, points", title="Forgetting")
+    right.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def write_report(path: str | Path) -> None:
+    """Write NAME.md and NAME.png beside the results file, and print the table."""
+    path = Path(path)
+    results = json.loads(path.read_text())
+    text = "\n".join([table(results), "", *(f"- {line}" for line in verdicts(results)), ""])
+    path.with_suffix(".md").write_text(text)
+    plot(results, path.with_suffix(".png"))
+    print(text)
+
+
+if __name__ == "__main__":
+    write_report(sys.argv[1])

@@ -1,0 +1,120 @@
+"""`mmlg align`: align an image encoder and a text encoder by training a few per cent of their weights."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+EPILOG = (
+    "Example: mmlg align google/vit-base-patch16-224 sentence-transformers/all-MiniLM-L6-v2 --text-pooling mean "
+    "--data DATASET --output pair"
+)
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default="main")]
+
+
+def align(
+    vision: Annotated[str, typer.Argument(help="The image encoder: a Hub id or a folder, with its image processor.")],
+    text: Annotated[str, typer.Argument(help="The text encoder: a Hub id or a folder, with its tokenizer.")],
+    data: Annotated[str, typer.Option(help="Image-text dataset: a Hub id, or a folder in datasets format.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder of the aligned pair; run again to go on after an interruption.")
+    ],
+    recipe: Annotated[
+        str, typer.Option(help="full, lit, projections, layernorm, bitfit, adapters, lilt or lora.")
+    ] = "lilt",
+    vision_pooling: Annotated[
+        str | None, typer.Option(help="class, mean or pooler; by the encoder if left out.")
+    ] = None,
+    text_pooling: Annotated[
+        str | None, typer.Option(help="class, mean, end or pooler; by the encoder if left out.")
+    ] = None,
+    projection_dim: Annotated[int, typer.Option(min=1, help="Size of the shared space.")] = 256,
+    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    eval_split: Annotated[str | None, typer.Option(help="Split to measure retrieval on, before and after.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Image column; found by itself if left out.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Text column; found by itself if left out.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only this many rows, from the first.")] = None,
+    batch_size: Annotated[int, typer.Option(min=2, help="Pairs in one batch on each process.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    epochs: Annotated[float, typer.Option(min=0.0, help="Passes over the data.")] = 1.0,
+    max_steps: Annotated[int, typer.Option(help="Stop after this many steps; -1 goes by epochs.")] = -1,
+    whole: Annotated[bool, typer.Option("--whole", help="Save the frozen weights too.")] = False,
+    vision_revision: Revision = None,
+    text_revision: Revision = None,
+    seed: Annotated[int, typer.Option(help="Seeds everything that is drawn.")] = 42,
+) -> None:
+    """Align an image encoder and a text encoder with LilT, or another recipe, and save what was trained."""
+    from transformers import TrainingArguments, set_seed
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from ..data import find_columns, load_image_text
+    from ..training import ContrastiveTrainer, ImageTextCollator
+    from .joining import align as join
+    from .joining import load_processor
+    from .saving import write_card
+
+    set_seed(seed)
+    rows: Any = load_image_text(data, split)
+    if limit is not None:
+        rows = rows.take(limit)
+    columns: dict[str, Any] = dict(
+        zip(("image_column", "text_column"), find_columns(rows, image_column, text_column), strict=True)
+    )
+    held_out: Any = load_image_text(data, eval_split) if eval_split else None
+    model = join(
+        vision,
+        text,
+        recipe,
+        vision_pooling=vision_pooling,
+        text_pooling=text_pooling,
+        projection_dim=projection_dim,
+        vision_revision=vision_revision,
+        text_revision=text_revision,
+    )
+    processor = load_processor(model)
+    model.print_trainable_parameters()
+    before = _retrieval(model, held_out, processor, columns)
+    args = TrainingArguments(
+        output_dir=str(output),
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        num_train_epochs=epochs,
+        max_steps=max_steps,
+        warmup_steps=0.1,  # a share of all steps
+        lr_scheduler_type="cosine",
+        weight_decay=0.02,
+        logging_steps=10,
+        save_total_limit=1,
+        report_to="none",
+        seed=seed,
+    )
+    trainer = ContrastiveTrainer(
+        model, args, train_dataset=rows, data_collator=ImageTextCollator(processor, **columns)
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) if output.is_dir() else None)
+    model.save_pretrained(output, trained_only=False if whole else None)
+    processor.save_pretrained(output)
+    write_card(output, model.config, repo_id=str(output))
+    _show(before, _retrieval(model, held_out, processor, columns))
+    megabytes = (output / "model.safetensors").stat().st_size / 1e6
+    Console().print(f"{output} holds the aligned pair: {megabytes:.1f} MB of weights. Load it with AutoModel.")
+
+
+def _retrieval(model: Any, rows: Any, processor: Any, columns: dict[str, Any]) -> dict[str, float]:
+    from ..evaluation import evaluate_retrieval
+
+    return {} if rows is None else evaluate_retrieval(model, rows, processor, **columns)
+
+
+def _show(before: dict[str, float], after: dict[str, float]) -> None:
+    if not after:
+        return
+    table = Table(title="retrieval")
+    table.add_column("figure")
+    for title in ("before", "after"):
+        table.add_column(title, justify="right")
+    for name, value in after.items():
+        table.add_row(name, f"{before[name]:.4g}", f"{value:.4g}")
+    Console().print(table)
