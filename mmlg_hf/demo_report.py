@@ -68,7 +68,7 @@ def plot_curves(results: dict[str, Any], path: str | os.PathLike) -> None:
             panel.annotate(
                 f"{final:.1f}", (row["steps"], final), (-6, -15), textcoords="offset points", ha="right", color=color
             )
-        panel.axhline(10, color="0.6", linewidth=0.8, linestyle=":")
+        panel.axhline(10, color="0.6", linewidth=0.8, linestyle=":", label="chance")
         millions = row["parameters"] / 1e6
         panel.set(title=f"{row['depth']} layers x {row['width']} ({millions:.2f} M)", xlabel="fine-tuning steps")
         panel.set(xlim=(0, None), ylim=(0, 100))

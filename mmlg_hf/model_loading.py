@@ -18,6 +18,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from .alignment import dual_encoder as _aligned_pairs  # noqa: F401  its classes register with transformers' auto classes
+from .clip_moe import modeling_clip_moe as _mixtures  # noqa: F401  likewise
 from .descendants import locate_learngene
 from .errors import LearngeneError
 
@@ -40,7 +42,7 @@ def load_dual_encoder(model: str | os.PathLike, **hub_kwargs: Any) -> tuple[Any,
     if not (hasattr(loaded, "get_image_features") and hasattr(loaded, "get_text_features")):
         kind = (loaded.config.architectures or [type(loaded).__name__])[0]
         raise LearngeneError(
-            f"{name!r} holds a {kind}: retrieval and zero-shot classification need a model that embeds both images and "
+            f"{name!r} holds a {kind}: retrieval and zero-shot classification need a model that embeds images and "
             "texts, such as a CLIPModel"
         )
     return loaded, _load(AutoProcessor, name, hub_kwargs)
