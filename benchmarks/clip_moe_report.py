@@ -46,14 +46,14 @@ def write_report(results: dict[str, Any], folder: Path, seed_folder: Path) -> No
 def table(results: dict[str, Any]) -> str:
     """The arms as a Markdown table: mean and standard deviation over seeds, in per cent."""
     figures = [name for name in FIGURES if values(results, "base", name)]
-    titles = ["", "parameters", "active", "GFLOPs / pair", "training PFLOPs", *(FIGURES[name] for name in figures)]
+    titles = ["", "parameters", "active", "GFLOPs / pair", "training TFLOPs", *(FIGURES[name] for name in figures)]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for arm, title in ARMS.items():
         runs = [run for run in results["runs"] if run["name"] == arm]
         kind = "mixture" if arm in ("plain", "moe") else "dense"
         cells = [title, *(f"{runs[0]['parameters'][key] / 1e6:.2f} M" for key in ("total", "active"))]
         cells.append(f"{results['gflops_per_pair'][kind]:.3f}")
-        cells.append(f"{statistics.mean(run['flops'] for run in runs) / 1e15:.3f}")
+        cells.append(f"{statistics.mean(run['flops'] for run in runs) / 1e12:.2f}")
         for name in figures:
             found = values(results, arm, name)
             spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
@@ -82,9 +82,9 @@ def throughput_lines(throughput: dict[str, Any]) -> list[str]:
     speeds = throughput["pairs_per_second"]
     names = list(speeds["forward"])
     lines = [
-        f"Pairs per second at batch {throughput['batch_size']}, and as a ratio to dense:",
+        "Pairs per second, and as a ratio to dense:",
         "",
-        "| | " + " | ".join(names) + " |",
+        "| | " + " | ".join(f"{name}, batch {throughput['batch_sizes'][name]}" for name in names) + " |",
         "|---" * (len(names) + 1) + "|",
     ]
     for kind, speed in speeds.items():
@@ -142,9 +142,10 @@ def plot_throughput(throughput: dict[str, Any], path: Path) -> None:
         bars = panel.bar([place + shift for place in range(len(names))], ratios, width=0.38, label=kind)
         panel.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], fontsize=8)
     panel.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
-    panel.set_xticks(range(len(names)), names)
+    labels = [f"{name}\nbatch {throughput['batch_sizes'][name]}" for name in names]
+    panel.set_xticks(range(len(names)), labels, fontsize=8)
     panel.set_ylabel("pairs per second, dense = 1")
-    panel.set_title(f"mixture against its dense base, batch {throughput['batch_size']}", fontsize=10)
+    panel.set_title(f"mixture against its dense base at batch {throughput['batch_sizes']['dense']}", fontsize=10)
     panel.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 

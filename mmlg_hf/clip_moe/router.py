@@ -70,7 +70,7 @@ class RouterTrainer(ContrastiveTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the usage of the experts since the last log."""
-        if self._tokens and "loss" in logs:
+        if self._tokens and ("loss" in logs or "train_loss" in logs):  # the latter at the end, for what is left
             record: dict[str, Any] = {"step": self.state.global_step}
             for encoder, tokens in self._tokens.items():
                 tokens = self.accelerator.reduce(tokens, "sum")

@@ -123,3 +123,8 @@ def test_a_dense_clip_is_refused(tmp_path):
         train_router(base, pico_pairs(8), arguments(tmp_path), processor=pico_processor())
     with pytest.raises(LearngeneError, match="type 'clip', not a mixture"):
         train_router(tmp_path / "dense", pico_pairs(8), arguments(tmp_path), processor=pico_processor())
+
+
+def test_a_run_shorter_than_one_log_still_leaves_its_usage(mixture, tmp_path):
+    train_router(mixture, pico_pairs(32), arguments(tmp_path, logging_steps=100), processor=pico_processor())
+    assert [record["step"] for record in json.loads((tmp_path / "expert_usage.json").read_text())] == [4]
