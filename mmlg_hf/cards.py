@@ -168,6 +168,8 @@ def count_parameters(folder: str | os.PathLike) -> int:
 def _kind_of(config: Mapping[str, Any]) -> str:
     if config.get("model_type") == "learngene":
         return "gene"
+    if config.get("model_type") == "clip_moe":
+        return "mixture"
     if _provenance(config):
         return "descendant"
     raise LearngeneError(
