@@ -1,4 +1,4 @@
-"""Choose the demo's learning rates, and how its digits are drawn, on validation images alone.
+"""Choose the demo's learning rates on validation images alone.
 
     python -m benchmarks.demo_tuning [--learngene GENE]
 
@@ -9,7 +9,6 @@ not looked at. Resumes after an interruption.
 
 import argparse
 import json
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from mmlg_hf.demo import (
 )
 from mmlg_hf.model_loading import quiet
 
-GRID = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+GRID = (5e-4, 1e-3, 2e-3)
 SEED = 100
 
 
@@ -39,23 +38,21 @@ def main() -> None:
 
     gene = load_gene(options.learngene)
     runs = json.loads(options.output.read_text())["runs"] if options.output.exists() else []
-    done = {(run["name"], run["start"], run["dark_on_white"], run["learning_rate"]) for run in runs}
+    done = {(run["name"], run["start"], run["learning_rate"]) for run in runs}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    for dark_on_white in (True, False):
-        settings = replace(DemoSettings(), dark_on_white=dark_on_white)
-        _, tensors = load_digits_for(gene, settings)
-        for (depth, width), start, rate in product(classifier_sizes(gene.config), STARTS, GRID):
-            name = size_name(depth, width)
-            if (name, start, dark_on_white, rate) in done:
-                continue
-            model = make_classifier(gene, depth, width, start, SEED)
-            with quiet():
-                trainer = fine_tune_classifier(model, tensors, settings, rate, SEED)
-            accuracies = curve(trainer)["validation_accuracy"]
-            drawn = {"dark_on_white": dark_on_white, "learning_rate": rate, "validation_accuracy": accuracies[-1]}
-            runs.append({"name": name, "start": start, **drawn})
-            print(runs[-1], flush=True)
-            options.output.write_text(json.dumps({"runs": runs}, indent=2) + "\n")
+    settings = DemoSettings()
+    _, tensors = load_digits_for(gene, settings)
+    for (depth, width), start, rate in product(classifier_sizes(gene.config), STARTS, GRID):
+        name = size_name(depth, width)
+        if (name, start, rate) in done:
+            continue
+        model = make_classifier(gene, depth, width, start, SEED)
+        with quiet():
+            trainer = fine_tune_classifier(model, tensors, settings, rate, SEED)
+        accuracy = curve(trainer)["validation_accuracy"][-1]
+        runs.append({"name": name, "start": start, "learning_rate": rate, "validation_accuracy": accuracy})
+        print(runs[-1], flush=True)
+        options.output.write_text(json.dumps({"runs": runs}, indent=2) + "\n")
     chosen = choose(runs)
     options.output.write_text(
         json.dumps({"chosen": chosen, "runs": runs, "seed": SEED, **environment()}, indent=2) + "\n"
@@ -63,26 +60,14 @@ def main() -> None:
     print(json.dumps(chosen, indent=2))
 
 
-def choose(runs: list[dict]) -> dict:
-    """Take the drawing with the better mean over sizes and starts at their best rates, and those rates."""
-
-    def best(dark_on_white: bool) -> dict[tuple[str, str], dict]:
-        found: dict[tuple[str, str], dict] = {}
-        for run in runs:
-            key = (run["name"], run["start"])
-            if run["dark_on_white"] is dark_on_white and (
-                key not in found or run["validation_accuracy"] > found[key]["validation_accuracy"]
-            ):
-                found[key] = run
-        return found
-
-    both = {dark: best(dark) for dark in (True, False)}
-    means = {
-        dark: sum(run["validation_accuracy"] for run in found.values()) / len(found) for dark, found in both.items()
-    }
-    dark = max(means, key=lambda key: means[key])
-    rates = {start: [run["learning_rate"] for (_, s), run in both[dark].items() if s == start] for start in STARTS}
-    return {"dark_on_white": dark, "learning_rates": rates, "best": list(both[dark].values()), "mean": means[dark]}
+def choose(runs: list[dict]) -> dict[str, list[float]]:
+    """Take for each start, in the order of the sizes, the learning rate of the best validation accuracy."""
+    best: dict[tuple[str, str], dict] = {}
+    for run in runs:
+        key = (run["start"], run["name"])
+        if key not in best or run["validation_accuracy"] > best[key]["validation_accuracy"]:
+            best[key] = run
+    return {start: [run["learning_rate"] for (s, _), run in best.items() if s == start] for start in STARTS}
 
 
 if __name__ == "__main__":
