@@ -2,7 +2,7 @@
 
     python examples/event_classification/train.py --output-dir out
     python examples/event_classification/train.py --data mg22_alpha_voxels.npz --classes beam,reaction \
-        --planes yz,xy,xz --output-dir out
+        --planes yz,xy,xz --charge-scale log --decades 4 --output-dir out
     python examples/event_classification/train.py --data O16_size512.npy --label-row -2 --output-dir out
 """
 
@@ -54,8 +54,8 @@ def classify(
     model.config.id2label = dict(enumerate(task.classes))
     model.config.label2id = {name: index for index, name in enumerate(task.classes)}
     processor = image_processor(model.config.vision_config.image_size)
-    images, labels = task.images(task.train[0]), task.train[1]
-    train = examples(images, labels, processor)
+    labels = task.train[1]
+    train = examples(task.images(task.train[0]), labels, processor)
     probe_head(model, train)
     freeze_layers(model, frozen_layers)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -68,15 +68,14 @@ def classify(
         learning_rate=learning_rate,
         seed=seed,
     )
-    figures.draw_events(images, labels, task.classes, output_dir / "events.png")
+    figures.draw_events(task.pictures(task.train[0]), labels, task.classes, output_dir / "events.png")
     results = {}
     for name, (events, truth) in task.tests.items():
-        images = task.images(events)
-        logits = trainer.predict(examples(images, truth, processor)).predictions
+        logits = trainer.predict(examples(task.images(events), truth, processor)).predictions
         results[name] = scores(logits, truth, task.classes, task.positive)
         title = f"{name}: F1 {results[name]['f1']:.3f}"
         figures.draw_confusion(results[name]["confusion"], task.classes, output_dir / f"confusion_{name}.png", title)
-        figures.draw_errors(images, logits, truth, task.classes, output_dir / f"errors_{name}.png")
+        figures.draw_errors(task.pictures(events), logits, truth, task.classes, output_dir / f"errors_{name}.png")
     trainer.save_model(output_dir / "model")
     processor.save_pretrained(output_dir / "model")
     drawing = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in task.drawing.items()}
@@ -122,7 +121,8 @@ def main(
     label_column: Annotated[int | None, typer.Option(help="Of a .npy: the column with the event's label.")] = None,
     label_row: Annotated[int | None, typer.Option(help="Of a .npy: the extra row with the label, as -2.")] = None,
     planes: Annotated[str, typer.Option(help="Projections in red, green and blue, or one.")] = "xy,zy,zx",
-    charge_scale: Annotated[str, typer.Option(help="log, sqrt or linear.")] = "log",
+    bins: Annotated[int, typer.Option(help="Of point clouds: pixels per side, before the model's own size.")] = 12,
+    charge_scale: Annotated[str, typer.Option(help="log, sqrt or linear.")] = "sqrt",
     decades: Annotated[float, typer.Option(help="Of the log scale.")] = 2.0,
     train_events: Annotated[
         int | None, typer.Option(help="Events to train on; 400 simulated, or all of a file.")
@@ -143,7 +143,12 @@ def main(
             "label_column": label_column,
             "label_row": label_row,
         }
-        drawing = {"planes": tuple(planes.split(",")), "charge_scale": charge_scale, "decades": decades}
+        drawing = {
+            "planes": tuple(planes.split(",")),
+            "bins": bins,
+            "charge_scale": charge_scale,
+            "decades": decades,
+        }
         task = make_task(data, positive, train_events, seed, reading, drawing)
         record = classify(
             task,
