@@ -176,6 +176,7 @@ def _arguments(
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=seed,
     )
 
