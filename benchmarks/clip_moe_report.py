@@ -157,9 +157,11 @@ def plot_storage(storage: dict[str, Any], path: Path) -> None:
     sizes = [(row["bytes"]["gene"] + row["bytes"]["deltas"]) / 1e6 for row in storage["rows"]]
     recalls = [100 * row["figures"]["mean_R@1"] for row in storage["rows"]]
     panel.plot(sizes, recalls, "o-", color=COLORS["moe"])
-    for size, recall, row in zip(sizes, recalls, storage["rows"], strict=True):
+    for place, (size, recall, row) in enumerate(zip(sizes, recalls, storage["rows"], strict=True)):
         label = "whole" if row["rank"] is None else f"rank {row['rank']}"
-        panel.annotate(label, (size, recall), textcoords="offset points", xytext=(4, -12), fontsize=8)
+        height = 8 if place % 2 else -14  # above and below in turns, for points that lie close together
+        panel.annotate(label, (size, recall), textcoords="offset points", xytext=(0, height), fontsize=8, ha="center")
+    panel.margins(0.1)
     panel.axvline(storage["mixture_bytes_float16"] / 1e6, color="black", linewidth=0.8, linestyle="--")
     panel.set_xlabel("MB of gene and deltas, float16 (dashed: the mixture itself)")
     panel.set_ylabel("mean R@1, per cent")
