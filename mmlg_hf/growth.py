@@ -98,6 +98,11 @@ class DescendantMixin:
         # The sums are formed in float32 even where the gene was loaded in half precision.
         gene: Any = self if self.dtype.itemsize >= 4 else deepcopy(self).float()  # type: ignore[attr-defined]
         state: dict[str, Tensor] = gene.descendant_state_dict(wanted)
+        if any(weight.is_meta for weight in state.values()):
+            raise LearngeneError(
+                f'modality is "{modality}", but this gene was loaded without the weights for it: load it whole, or '
+                f'with modality="{modality}"'
+            )
         with_head = num_labels is not None or own_head
         cls: Any = {
             ("multimodal", False): CLIPModel,
