@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
@@ -76,6 +76,7 @@ class StrictLoadingMixin:
                 subfolder=subfolder,
             )
         check_folder(folder, name)
+        files = _weight_files(folder, is_needed(modality or "multimodal"), name)
         try:
             if modality in (None, "multimodal"):
                 keywords = {"use_safetensors": True, "ignore_mismatched_sizes": True, **kwargs}
@@ -83,7 +84,7 @@ class StrictLoadingMixin:
                     folder, *model_args, config=config, output_loading_info=True, **keywords
                 )
             else:
-                model, info = cls._load_part(folder, modality, config, **kwargs)
+                model, info = cls._load_part(folder, files, modality, config, **kwargs)
         except SafetensorError as error:
             raise LearngeneError(f"The weights of {name} are truncated or no safetensors file: {error}") from None
         _check_tensors(model, info, name)
@@ -92,7 +93,15 @@ class StrictLoadingMixin:
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def _load_part(cls, folder: Path, modality: str, config: Any, dtype: torch.dtype | None = None, **kwargs: Any):
+    def _load_part(
+        cls,
+        folder: Path,
+        files: list[Path],
+        modality: str,
+        config: Any,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ):
         """Load the tensors that one modality needs; all others stay on the meta device."""
         if kwargs:
             raise LearngeneError(f"With modality, from_pretrained takes dtype only, not {', '.join(sorted(kwargs))}")
@@ -104,7 +113,7 @@ class StrictLoadingMixin:
             model: Any = cls(config)  # type: ignore[call-arg]
         wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if needed(name)}
         weights: dict[str, torch.Tensor] = {}
-        for path in _weight_files(folder, needed):
+        for path in files:
             with safe_open(path, framework="pt") as tensors:
                 weights |= {name: tensors.get_tensor(name) for name in tensors.keys() if needed(name)}  # noqa: SIM118
         fitting = {name: tensor for name, tensor in weights.items() if wanted.get(name) == tensor.shape}
@@ -201,11 +210,19 @@ def check_folder(folder: Path, name: str | None = None) -> None:
         raise LearngeneError(f"{name} has no weights: it needs {WEIGHTS} or {WEIGHTS_INDEX}")
 
 
-def _weight_files(folder: Path, needed: Any) -> list[Path]:
+def _weight_files(folder: Path, needed: Callable[[str], bool], name: str) -> list[Path]:
+    """Find the files of a gene that hold a needed tensor; `name` is what an error calls the folder."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
-    weight_map = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"]
-    return [folder / file for file in sorted({file for tensor, file in weight_map.items() if needed(tensor)})]
+    try:
+        weight_map = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"]
+        files = sorted({file for tensor, file in weight_map.items() if needed(tensor)})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise LearngeneError(f"The {WEIGHTS_INDEX} of {name} is no index of weights") from None
+    absent = [file for file in files if not (folder / file).is_file()]
+    if absent:
+        raise LearngeneError(f"{name} lacks {', '.join(absent)}, which its {WEIGHTS_INDEX} names")
+    return [folder / file for file in files]
 
 
 def _check_tensors(model: Any, info: Any, name: str) -> None:

@@ -146,8 +146,13 @@ def test_an_image_gene_computes_what_a_stock_classifier_filled_by_tlegs_formula_
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("depth", "width"), [(1, None), (None, 16), (5, 24), ((2, 4), (8, 16))])
-@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize(
+    ("mixing", "depth", "width"),
+    [
+        *[(mixing, 5, 24) for mixing in MIXINGS],
+        *[("linear", *size) for size in ((1, None), (None, 16), ((2, 4), (8, 16)))],
+    ],
+)
 def test_running_at_a_size_equals_the_descendant_built_at_that_size(mixing, depth, width, inputs):
     gene = multimodal_gene(**MIXINGS[mixing])
     with torch.no_grad():

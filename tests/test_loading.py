@@ -1,0 +1,308 @@
+"""Loading genes from folders: what comes back, and what each kind of wrong folder is told."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from pico import pico_clip, pico_processor
+from pico_genes import image_gene, multimodal_gene, pair_inputs
+from safetensors.torch import load_file, save_file
+from transformers import CLIPForImageClassification, CLIPModel, CLIPTextModelWithProjection
+
+from mmlg_hf import from_learngene
+from mmlg_hf.descendants import bundled_learngenes, load_learngene, load_processor, locate_learngene
+from mmlg_hf.errors import LearngeneError
+from mmlg_hf.modeling_learngene import LearngeneForImageClassification, LearngeneModel
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def gene():
+    """A gene with a processor that no test may change."""
+    gene = multimodal_gene()
+    gene.processor = pico_processor()
+    return gene
+
+
+@pytest.fixture
+def folder(gene, tmp_path):
+    gene.save_pretrained(tmp_path / "gene")
+    return tmp_path / "gene"
+
+
+def rewrite(folder: Path, change) -> None:
+    """Store the gene's tensors in one file, after `change(tensors)`."""
+    shards = list(folder.glob("model-*.safetensors"))
+    tensors = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    change(tensors)
+    for path in [*shards, folder / INDEX]:
+        path.unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def refusal(load, *args, **kwargs) -> str:
+    """The sentence of the error that this loading ends with."""
+    with pytest.raises(LearngeneError) as caught:
+        load(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def same_weights(model, other) -> bool:
+    ours, theirs = model.state_dict(), other.state_dict()
+    return list(ours) == list(theirs) and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+# --- what comes back -------------------------------------------------------------------------------------------------
+
+
+def test_growing_from_a_folder_equals_growing_from_the_gene_in_memory(gene, folder):
+    for size in ({}, {"depth": 5, "width": 8}, {"modality": "image"}, {"modality": "text", "width": 8}):
+        grown = from_learngene(folder, **size)
+        assert same_weights(grown, gene.descendant(**size))
+        assert not grown.training
+        assert grown.config.learngene["learngene"] == str(folder)
+    grown = from_learngene(folder, 2, (16, 8), "multimodal", attention_dropout=0.5, dtype=torch.bfloat16)
+    assert type(grown) is CLIPModel
+    assert grown.dtype == torch.bfloat16
+    assert grown.config.text_config.attention_dropout == 0.5
+    assert type(from_learngene(str(folder), modality="image", num_labels=3)) is CLIPForImageClassification
+    assert type(from_learngene(gene, modality="text")) is CLIPTextModelWithProjection
+
+
+def test_a_gene_in_memory_is_taken_as_it_is(gene):
+    assert load_learngene(gene) is gene
+
+
+def test_the_kind_of_gene_decides_the_class(folder, tmp_path):
+    assert type(load_learngene(folder)) is LearngeneModel
+    image_gene().save_pretrained(tmp_path / "image")
+    assert type(load_learngene(tmp_path / "image")) is LearngeneForImageClassification
+    assert type(from_learngene(tmp_path / "image", 2, 16, "image")) is CLIPForImageClassification
+
+
+def test_the_processor_comes_with_the_gene_and_goes_with_its_descendants(gene, folder, tmp_path):
+    loaded = load_learngene(folder)
+    assert loaded.processor.tokenizer("a red square") == gene.processor.tokenizer("a red square")
+    from_learngene(folder, 1, 8).save_pretrained(tmp_path / "grown")
+    again = load_processor(tmp_path / "grown")
+    assert again.image_processor.to_dict() == gene.processor.image_processor.to_dict()
+
+
+def test_a_gene_without_a_processor_loads_and_says_so_when_asked_for_it(tmp_path):
+    multimodal_gene().save_pretrained(tmp_path)
+    assert load_learngene(tmp_path).processor is None
+    assert "has no processor stored with it: use its ancestor's" in refusal(load_processor, tmp_path)
+
+
+def test_a_gene_loads_in_float32_unless_asked_otherwise(gene, tmp_path):
+    multimodal_gene().half().save_pretrained(tmp_path)
+    assert load_learngene(tmp_path).dtype == torch.float32
+    assert load_learngene(tmp_path, dtype="auto").dtype == torch.float16
+    assert from_learngene(tmp_path, 1, 8).dtype == torch.float32
+
+
+def test_a_subfolder_is_looked_into(gene, folder):
+    loaded = load_learngene(folder.parent, subfolder="gene")
+    assert same_weights(loaded, gene)
+
+
+def test_one_side_loads_from_its_own_files(gene, folder):
+    (folder / "model-text.safetensors").unlink()
+    grown = from_learngene(folder, 2, 16, "image")
+    assert same_weights(grown, gene.descendant(2, 16, "image"))
+
+
+def test_a_gene_saved_again_into_its_folder_replaces_the_former(folder):
+    other = multimodal_gene(seed=2)
+    other.save_pretrained(folder)
+    assert same_weights(LearngeneModel.from_pretrained(folder), other)
+
+
+def test_a_gene_in_many_shards_loads(tmp_path):
+    gene = multimodal_gene()
+    gene.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    assert same_weights(LearngeneModel.from_pretrained(tmp_path), gene)
+
+
+def test_a_gene_in_one_file_loads(gene, folder):
+    rewrite(folder, lambda tensors: None)
+    assert same_weights(LearngeneModel.from_pretrained(folder), gene)
+    assert same_weights(from_learngene(folder, 1, 8, "image"), gene.descendant(1, 8, "image"))
+
+
+def test_a_loaded_gene_computes_what_it_computed(gene, folder):
+    inputs = pair_inputs()
+    with torch.no_grad():
+        expected = gene(**inputs).logits_per_image
+        assert torch.equal(LearngeneModel.from_pretrained(folder)(**inputs).logits_per_image, expected)
+
+
+def test_bundled_names_are_folders_of_the_package(monkeypatch, gene, tmp_path):
+    gene.save_pretrained(tmp_path / "pico-gene")
+    monkeypatch.setattr("mmlg_hf.descendants.ZOO", tmp_path)
+    assert bundled_learngenes() == ["pico-gene"]
+    assert locate_learngene("pico-gene") == str(tmp_path / "pico-gene")
+    assert same_weights(from_learngene("pico-gene", 2, 8), gene.descendant(2, 8))
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def loaders():
+    return pytest.mark.parametrize(
+        "load", [from_learngene, load_learngene, LearngeneModel.from_pretrained], ids=lambda load: load.__qualname__
+    )
+
+
+@loaders()
+def test_another_kind_of_model_is_named(load, tmp_path):
+    pico_clip().save_pretrained(tmp_path)
+    assert "holds a 'clip' model, not a learngene: extract one from it first" in refusal(load, tmp_path)
+
+
+@loaders()
+def test_a_folder_without_a_model_is_refused(load, tmp_path):
+    assert f"{tmp_path} holds no model: it has no config.json" in refusal(load, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "", "\x00\xff"])
+def test_a_config_that_is_no_json_object_is_refused(text, folder):
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    assert "The config.json of" in refusal(from_learngene, folder)
+
+
+def test_a_config_of_a_gene_that_cannot_be_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "mixing": "cubic"}))
+    assert "mixing is 'cubic'" in refusal(from_learngene, folder)
+
+
+@loaders()
+def test_missing_unexpected_and_misshapen_tensors_are_all_listed(load, folder):
+    def change(tensors):
+        del tensors["visual_projection.weight"]
+        del tensors["multimodal_blocks.mlp.fc1.bias"]
+        tensors["surplus.weight"] = torch.zeros(2)
+        tensors["vision_blocks.layer_norm1.weight"] = torch.zeros(1, 24)
+
+    rewrite(folder, change)
+    sentence = refusal(load, folder)
+    for part in (
+        "missing visual_projection.weight",
+        "missing multimodal_blocks.mlp.fc1.bias",
+        "unexpected surplus.weight",
+        "vision_blocks.layer_norm1.weight is [1, 24] in place of [1, 32]",
+    ):
+        assert part in sentence
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_loading_one_side_lists_what_does_not_fit_there(modality, folder):
+    side = {"image": "vision", "text": "text"}[modality]
+
+    def change(tensors):
+        del tensors[f"{side}_blocks.mlp.fc1.bias"]
+        tensors[f"{side}_surplus.weight"] = torch.zeros(2)
+        tensors["multimodal_blocks.layer_norm1.weight"] = torch.zeros(1, 24)
+
+    rewrite(folder, change)
+    sentence = refusal(from_learngene, folder, modality=modality)
+    for part in (
+        f"missing {side}_blocks.mlp.fc1.bias",
+        f"unexpected {side}_surplus.weight",
+        "multimodal_blocks.layer_norm1.weight is [1, 24] in place of [1, 32]",
+    ):
+        assert part in sentence
+
+
+@pytest.mark.parametrize("modality", ["multimodal", "image"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused(value, modality, folder):
+    rewrite(folder, lambda tensors: tensors["vision_blocks.mlp.fc1.bias"].view(-1)[3:4].fill_(value))
+    sentence = refusal(from_learngene, folder, modality=modality)
+    assert "vision_blocks.mlp.fc1.bias of" in sentence
+    assert "is not finite" in sentence
+
+
+@pytest.mark.parametrize("modality", ["multimodal", "image"])
+@pytest.mark.parametrize("keep", [0, 4, 100, -8])
+def test_a_truncated_file_is_refused(keep, modality, folder):
+    rewrite(folder, lambda tensors: None)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    assert "truncated or no safetensors file" in refusal(from_learngene, folder, modality=modality)
+
+
+def test_a_truncated_shard_is_refused(folder):
+    shard = folder / "model-text.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert "truncated or no safetensors file" in refusal(from_learngene, folder)
+
+
+@pytest.mark.parametrize("modality", ["multimodal", "text"])
+def test_a_shard_that_is_not_there_is_named(modality, folder):
+    (folder / "model-text.safetensors").unlink()
+    assert f"{folder} lacks model-text.safetensors" in refusal(from_learngene, folder, modality=modality)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"weight_map": 7}'])
+def test_an_index_that_is_none_is_refused(text, folder):
+    (folder / INDEX).write_text(text)
+    for modality in ("multimodal", "image"):
+        assert f"The {INDEX} of {folder} is no index" in refusal(from_learngene, folder, modality=modality)
+
+
+@loaders()
+def test_pickled_weights_are_refused_unopened(load, folder, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    for path in folder.glob("model*"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    assert "pickled weights only (pytorch_model.bin)" in refusal(load, folder)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_no_weights_at_all_are_refused(folder):
+    for path in folder.glob("model*"):
+        path.unlink()
+    assert "has no weights: it needs model.safetensors" in refusal(from_learngene, folder)
+
+
+def test_a_file_is_refused(folder):
+    for load in (from_learngene, load_processor):
+        assert "is a file: give the folder" in refusal(load, folder / "config.json")
+
+
+@pytest.mark.parametrize("name", ["./not/there", "/not/there", "no such folder", "a/b/c", ""])
+def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(name):
+    assert "is neither an existing folder nor a Hub id" in refusal(from_learngene, name)
+
+
+@pytest.mark.parametrize("thing", [7, None, {"a": 1}, pico_clip])
+def test_what_is_no_name_and_no_gene_is_refused_by_its_type(thing):
+    sentence = refusal(from_learngene, thing)
+    assert f"the learngene is a {type(thing).__name__}: give a Hub id, a folder, a bundled name" in sentence
+
+
+def test_sizes_that_cannot_be_are_refused_from_a_folder_too(folder):
+    assert "width 64 is above the image encoder's 32" in refusal(from_learngene, folder, width=64)
+    assert "'audio': it takes one of" in refusal(from_learngene, folder, modality="audio")
+    assert "num_labels is 3 with modality" in refusal(from_learngene, folder, num_labels=3)
+    assert "depth is 0" in refusal(from_learngene, folder, 0, modality="image")
+
+
+def test_saving_that_fails_half_way_leaves_the_former_gene_loadable(gene, folder, monkeypatch):
+    other = multimodal_gene(seed=2)
+    monkeypatch.setattr("mmlg_hf.parts.save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        other.save_pretrained(folder)
+    loaded = LearngeneModel.from_pretrained(folder)
+    assert same_weights(loaded, other) or same_weights(loaded, gene)

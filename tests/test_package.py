@@ -1,0 +1,164 @@
+"""The package as it is installed: public names, version, the wheel's contents, and what the README tells to run."""
+
+import inspect
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import mmlg_hf
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE")
+# The names that the documentation promises.
+PROMISED = {
+    "LearngeneConfig",
+    "LearngeneModel",
+    "from_learngene",
+    "extract_learngene",
+    "ExtractionArguments",
+    "ContrastiveTrainer",
+    "ImageTextCollator",
+    "evaluate_zero_shot",
+    "evaluate_retrieval",
+    "create_model_card",
+    "LearngeneError",
+}
+
+
+def test_the_promised_names_are_public():
+    assert set(mmlg_hf.__all__) >= PROMISED
+    assert dir(mmlg_hf) == sorted(mmlg_hf.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(set(mmlg_hf.__all__) - {"__version__"}))
+def test_a_public_name_imports_and_says_what_it_is(name):
+    thing = getattr(mmlg_hf, name)
+    assert thing.__name__ == name
+    assert inspect.getdoc(thing)
+    assert thing.__module__.startswith("mmlg_hf.")
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'mmlg_hf' has no attribute 'from_gene'"):
+        mmlg_hf.from_gene  # noqa: B018
+    with pytest.raises(ImportError):
+        from mmlg_hf import from_gene  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "mmlg_hf").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_a_module_begins_by_saying_what_it_is_for(path):
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert re.match(r'r?"""\S.*[.:,]?', first), first
+
+
+# --- the wheel -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel built, without network, from a copy of what it is made of."""
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT / "mmlg_hf", source / "mmlg_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in BUILT_FROM:
+        shutil.copy(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*command, "-q", "-w", str(built)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = built.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    there = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "mmlg_hf").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert held == there
+    assert {name for name in held if name.startswith("mmlg_hf/card_templates/")}
+
+
+@pytest.mark.slow
+def test_the_wheel_works_without_the_checkout(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+        (entry_points,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
+        assert "mmlg = mmlg_hf.cli:main" in archive.read(entry_points).decode()
+    code = (
+        "import mmlg_hf, mmlg_hf.descendants as d; print(mmlg_hf.__file__); print(mmlg_hf.__version__)\n"
+        "for name in d.bundled_learngenes(): print(type(d.from_learngene(name, 1)).__name__)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    file, version, *grown = done.stdout.split()
+    assert Path(file).is_relative_to(tmp_path)
+    assert f"-{version}-" in wheel.name
+    assert len(grown) == len(list((ROOT / "mmlg_hf" / "zoo").glob("*/config.json")))
+    assert set(grown) <= {"CLIPModel", "CLIPForImageClassification"}
+
+
+# --- the README ------------------------------------------------------------------------------------------------------
+
+
+def commands_of(text):
+    """The commands in a README's shell blocks, each as its words."""
+    for block in re.findall(r"```(?:bash|sh|shell|console)\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for command in re.split(r"&&|;", line.partition(" #")[0].removeprefix("$ ")):
+                if command.strip() and not command.lstrip().startswith("#"):
+                    yield shlex.split(command)
+
+
+def test_the_readme_names_only_commands_and_files_that_are_there():
+    from typer.main import get_command
+
+    from mmlg_hf.cli import app
+
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    offered = set(get_command(app).commands)
+    commands = list(commands_of((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert commands
+    for words in commands:
+        if words[:3] in (["python", "-m", "mmlg_hf"], ["python3", "-m", "mmlg_hf"]):
+            words = ["mmlg", *words[3:]]
+        program, *rest = words
+        if Path(program).name == "mmlg":
+            assert rest, "mmlg alone does nothing"
+            assert rest[0] in offered or rest[0].startswith("-"), words
+        elif program == "make":
+            assert {word for word in rest if "=" not in word and word[0] != "-"} <= targets, words
+        elif program.startswith((".", "/")) or "/" in program:
+            assert (ROOT / program).exists() or ".venv" in program, words
+        for word in rest:
+            if word.endswith(".py"):
+                assert (ROOT / word).is_file(), words
+
+
+def test_the_readmes_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if not re.match(r"https?:|mailto:", target):
+            assert (ROOT / target).exists(), target
+
+
+def test_the_readmes_imports_work():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for module, names in re.findall(r"^from (mmlg_hf[\w.]*) import ([\w, ]+)$", text, re.MULTILINE):
+        for name in names.split(","):
+            assert hasattr(import_module(module), name.strip()), f"{module}.{name}"
