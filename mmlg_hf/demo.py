@@ -68,10 +68,10 @@ class DemoSettings:
     batch_size: int = 32
     eval_every: int = 10
     learning_rates: dict[str, tuple[float, ...]] = field(
-        default_factory=lambda: {"gene": (1e-3, 1e-3, 1e-3), "scratch": (1e-3, 1e-3, 1e-3)}
+        default_factory=lambda: {"gene": (1e-3, 1e-3, 1e-3), "scratch": (5e-4, 2e-3, 1e-3)}
     )
-    contrastive_steps: int = 60
-    contrastive_learning_rate: float = 1e-3
+    contrastive_steps: int = 100
+    contrastive_learning_rate: float = 5e-4
     dark_on_white: bool = True
 
 
