@@ -54,7 +54,7 @@ class Detector:
         efficiency: probability that a signal above threshold is recorded.
         dead_pads: share of pads that never fire.
         tilt: degrees between the beam and the field, in the y-z plane.
-        pile_up: probability that a stray track of another reaction is recorded with the event.
+        pile_up: probability that a stray proton of another reaction is recorded with a proton's or carbon's event.
         map_seed: seed of the maps of dead pads and pad gains, which belong to the chamber and not to an event.
     """
 
@@ -224,7 +224,8 @@ def simulate_events(
     labels = np.repeat(np.arange(3), _quotas(count, shares / shares.sum()))
     labels = rng.permutation(labels)
     signals = [_recoils(np.flatnonzero(labels == k), name, detector, rng) for k, name in enumerate(CLASSES[:2])]
-    stray = np.flatnonzero(rng.random(count) < detector.pile_up)
+    # Not in noise events: a hand that labels events would call them by the track.
+    stray = np.flatnonzero((rng.random(count) < detector.pile_up) & (labels != CLASSES.index("noise")))
     signals.append(_recoils(stray, "proton", detector, rng, on_axis=False))
     event, position, electrons = (np.concatenate(parts) for parts in zip(*signals, strict=True))
     event, cell, charge = _read_out(event, position, electrons, detector, rng)

@@ -134,6 +134,17 @@ def test_dead_pads_are_the_same_in_every_run_and_never_fire_for_a_track():
     assert len((pads[0] | pads[1]) & fired) < 0.7 * len(fired)
 
 
+def test_stray_tracks_join_events_with_a_recoil_and_never_noise():
+    piled = replace(SIMULATED, pile_up=1.0)
+    hits = {}
+    for detector in (SIMULATED, piled):
+        clouds, labels = simulate_events(60, proportions=(1, 1, 1), detector=detector, seed=8)
+        hits[detector] = [(clouds[labels == k][..., 3] > 0).sum(axis=1).mean() for k in range(3)]
+    assert hits[piled][0] > 1.3 * hits[SIMULATED][0]
+    assert hits[piled][1] > 1.3 * hits[SIMULATED][1]
+    assert hits[piled][2] < 1.3 * hits[SIMULATED][2]
+
+
 def test_real_like_events_are_noisier_than_simulated_ones():
     only_protons = {"proportions": (1, 0, 0), "seed": 4}
     clean, noisy = (simulate_events(50, detector=d, **only_protons)[0] for d in (SIMULATED, REAL_LIKE))
