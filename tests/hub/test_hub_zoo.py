@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import ROOT, Client
+from conftest import Client
 from hub_double import HubDouble
 from loading_ways import WITH_PACKAGE, WITHOUT_PACKAGE, save_expected, start_ways
 
@@ -14,9 +14,6 @@ from upload.rendering import CARDS, out_of_date
 from upload.staging import stage
 
 GENE, CLIP, SIZE = "mmlg-fashion-48", "mmlg-fashion-48-clip-3x96", (3, 96)
-pytestmark = pytest.mark.skipif(
-    not (ROOT / "mmlg_hf" / "zoo" / GENE).is_dir(), reason="the bundled gene is not made yet"
-)
 
 
 def upload(client, *arguments, **settings):
