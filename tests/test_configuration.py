@@ -35,6 +35,11 @@ def test_encoders_are_stock_configs_with_the_joint_projection_size(config):
     assert config.vision_config.projection_dim == config.text_config.projection_dim == config.projection_dim == 512
 
 
+def test_without_a_vision_config_the_image_encoder_is_clips_own_default():
+    config = LearngeneConfig(text_config=B32_TEXT, num_multimodal_blocks=0)
+    assert config.vision_config.to_dict() == CLIPVisionConfig().to_dict()
+
+
 def test_config_objects_and_dictionaries_give_the_same_config():
     from_objects = LearngeneConfig(
         vision_config=CLIPVisionConfig(**B32_VISION), text_config=CLIPTextConfig(**B32_TEXT), projection_dim=64

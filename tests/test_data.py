@@ -128,6 +128,11 @@ def test_columns_of_a_stream_without_features_are_found_by_its_first_row():
     assert find_columns(stream) == ("picture", "text")
 
 
+def test_several_captions_in_the_first_row_of_such_a_stream_are_text():
+    rows = [{"img": pico_image("red", "blue"), "captions": ["red", "blue"], "scores": [], "n": [1]}]
+    assert find_columns(datasets.IterableDataset.from_generator(lambda: iter(rows))) == ("img", "captions")
+
+
 def test_named_columns_are_taken():
     features = Features({"a": Image(), "b": Image(), "c": Value("string"), "d": Value("string")})
     assert find_columns(features, "b", "d") == ("b", "d")

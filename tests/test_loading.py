@@ -110,6 +110,16 @@ def test_a_subfolder_is_looked_into(gene, folder):
     assert same_weights(loaded, gene)
 
 
+def test_a_gene_is_built_from_a_config_and_tensors_as_stock_models_are(gene):
+    built = LearngeneModel.from_pretrained(None, config=gene.config, state_dict=gene.state_dict())
+    assert same_weights(built, gene)
+
+
+def test_loading_one_side_takes_no_keyword_that_it_would_ignore(folder):
+    sentence = refusal(LearngeneModel.from_pretrained, folder, modality="image", device_map="cpu")
+    assert "With modality, from_pretrained takes dtype only, not device_map" in sentence
+
+
 def test_one_side_loads_from_its_own_files(gene, folder):
     (folder / "model-text.safetensors").unlink()
     grown = from_learngene(folder, 2, 16, "image")
