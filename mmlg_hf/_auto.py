@@ -16,6 +16,7 @@ def _register_configs(auto: Any) -> None:
 def _register_models(auto: Any) -> None:
     from transformers import CLIPTextConfig
 
+    from .alignment import dual_encoder  # noqa: F401 -- registers its config and model itself
     from .configuration_learngene import LearngeneConfig
     from .modeling_learngene import LearngeneForImageClassification, LearngeneModel
     from .modeling_text_classification import CLIPTextForSequenceClassification

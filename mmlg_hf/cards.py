@@ -168,6 +168,8 @@ def count_parameters(folder: str | os.PathLike) -> int:
 def _kind_of(config: Mapping[str, Any]) -> str:
     if config.get("model_type") == "learngene":
         return "gene"
+    if config.get("model_type") == "mmlg-dual-encoder":
+        return "aligned-pair"
     if config.get("model_type") == "clip_moe":
         return "mixture"
     if _provenance(config):
@@ -235,6 +237,9 @@ def _made_of(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of the table "How it was made": where the model comes from and how, as far as its config says."""
     if config.get("model_type") == "learngene":
         sources = {"ancestor": config.get("ancestor"), **(config.get("recipe") or {})}
+    elif config.get("model_type") == "mmlg-dual-encoder":
+        sources = {name: config.get(name) for name in ("recipe", "vision_pooling", "text_pooling")}
+        sources |= {f"{name} encoder": config.get(f"{name}_base") for name in ("vision", "text")}
     else:
         sources = {"gene": _provenance(config)}
     return [(name.replace("_", " ").capitalize(), _in_words(value)) for name, value in sources.items() if value]

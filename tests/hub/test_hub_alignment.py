@@ -67,15 +67,24 @@ def test_pushing_writes_a_card_and_the_trained_part_and_loading_fetches_the_enco
     assert "license: apache-2.0" in card
     assert "base_model:\n- demo/vision\n- demo/text\nbase_model_relation: adapter" in card
     assert "More Information Needed" not in card
+    assert "| Recipe | lilt |" in card
+    assert "DualEncoderModel.from_pretrained" in card
     config = json.loads(files["config.json"])
     assert config["vision_base"]["name"] == "demo/vision"
     commit = config["text_base"]["revision"]
     assert len(commit) == 40
+    assert f"name demo/text, revision {commit} |" in card
     assert len(files["model.safetensors"]) < len(hub.files("demo/vision")["model.safetensors"])
 
     # The encoders move on; the pair keeps to the commit it was trained on.
     hub.put_file("demo/text", "model.safetensors", b"\\0" * 100)
-    loaded = client.run("result = logits(AutoModel.from_pretrained('demo/pair'))", preamble=PREAMBLE)
+    loaded = client.run(
+        "result = logits(AutoModel.from_pretrained('demo/pair'))",
+        # Importing the package is enough for the auto classes to know an aligned pair.
+        preamble=PREAMBLE.replace(
+            "from mmlg_hf.alignment import align, DualEncoderModel, load_processor", "import mmlg_hf"
+        ),
+    )
     for row, expected in zip(loaded, pushed, strict=True):
         assert row == pytest.approx(expected, abs=1e-5)
 
