@@ -114,7 +114,7 @@ def plot_margins(summary: list[dict[str, Any]], path: Path) -> None:
     panel.set_title(
         f"After {summary[0]['steps']} steps; mean and std of {summary[0]['margin']['seeds']} seeds", fontsize="medium"
     )
-    panel.legend(loc="lower right", fontsize="small")
+    panel.legend(loc="upper right", fontsize="small")
     panel.grid(axis="y", alpha=0.3)
     figure.savefig(path, metadata={"Software": None})
 

@@ -26,7 +26,7 @@ from mmlg_hf.demo import (
 )
 from mmlg_hf.model_loading import quiet
 
-GRID = (5e-4, 1e-3, 2e-3)
+GRID = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 SEED = 100
 
 

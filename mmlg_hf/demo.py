@@ -68,7 +68,7 @@ class DemoSettings:
     batch_size: int = 32
     eval_every: int = 10
     learning_rates: dict[str, tuple[float, ...]] = field(
-        default_factory=lambda: {"gene": (1e-3, 1e-3, 1e-3), "scratch": (5e-4, 2e-3, 1e-3)}
+        default_factory=lambda: {"gene": (1e-3, 1e-3, 1e-3), "scratch": (2.5e-4, 2e-3, 4e-3)}
     )
     contrastive_steps: int = 100
     contrastive_learning_rate: float = 5e-4
@@ -214,7 +214,8 @@ def run_demo(
     output, settings, console = Path(output_dir), settings or DemoSettings(), console or Console()
     if output.exists() and not output.is_dir():
         raise LearngeneError(f"{str(output)!r} is a file: give a folder to write to")
-    gene = load_gene(learngene)
+    with quiet():
+        gene = load_gene(learngene)
     with quiet(), DemoProgress(console) as progress:
         progress.stage("digits")
         pictures, tensors = load_digits_for(gene, settings)
