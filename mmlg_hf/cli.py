@@ -198,14 +198,14 @@ def _show_gene(name: str, gene: Any) -> None:
     config = gene.config
     tensors = list(gene.parameters())
     parameters, stored = sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
-    blocks = f"{config.num_multimodal_blocks} multimodal and {config.num_unimodal_blocks} unimodal blocks"
+    blocks = f"blocks: {config.num_multimodal_blocks} multimodal, {config.num_unimodal_blocks} of each encoder alone"
     encoders = " and ".join(
         f"{encoder.num_hidden_layers} layers x {encoder.hidden_size} for {modality}s"
         for modality, encoder in config.encoder_configs.items()
     )
     lines = [
         f"{name}: {parameters:,} parameters, {stored / 1e6:.1f} MB in {str(gene.dtype).removeprefix('torch.')}",
-        f"{blocks}, {config.mixing} mixing; full size {encoders}; head size {config.head_size}",
+        f"{blocks}; {config.mixing} mixing; full size {encoders}; head size {config.head_size}",
     ]
     if config.ancestor:
         whole = config.ancestor.get("parameters")
@@ -219,6 +219,7 @@ def _show_sizes(sizes: list[Any]) -> None:
 
     table = Table(
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         caption="Any depth and any multiple of the head size up to the gene's width can be grown, pairs VISION,TEXT "
         "too. MB in float32; GFLOPs of one image and of one text of the greatest length, a multiply-add as two.",
     )
@@ -322,7 +323,8 @@ def evaluate(
             )
         else:
             figures = evaluate_retrieval(loaded, rows, processor, text_column=text_column, **columns)
-    table = Table("figure", title=f"{model}, {task.value} on {len(rows):,} rows of {data} ({split})")
+    _say(f"{model}, {task.value} on {len(rows):,} rows of {data} ({split})")
+    table = Table("figure")
     table.add_column("value", justify="right")
     for name, value in figures.items():
         table.add_row(name, f"{value:.1f}" if "rank" in name else f"{value:.2%}")
