@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import perturbed_mlps
+from moe_parts import perturbed_mlps
 
 from mmlg_hf import LearngeneConfig, LearngeneModel
 from mmlg_hf.clip_moe import load_from_deltas, save_as_deltas, upcycle

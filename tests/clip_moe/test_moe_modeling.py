@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from huggingface_hub.errors import StrictDataclassError
+from moe_parts import ROOT
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, pipeline
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import perturbed_mlps
+from moe_parts import perturbed_mlps
 
 from mmlg_hf.clip_moe import CLIPMoEVisionModel, count_parameters, upcycle
 from mmlg_hf.errors import LearngeneError

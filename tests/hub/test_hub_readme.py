@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from conftest import HIDE_PACKAGE, ROOT
+from hub_client import HIDE_PACKAGE, ROOT
 from hub_state import User
 from pico_zoo import save_pico_gene
 

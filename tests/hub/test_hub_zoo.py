@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import Client
+from hub_client import Client
 from hub_double import HubDouble
 from loading_ways import WITH_PACKAGE, WITHOUT_PACKAGE, save_expected, start_ways
 
