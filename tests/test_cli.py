@@ -93,7 +93,9 @@ def test_inspect_of_the_bundled_gene_fits_a_terminal_of_80_columns_whole():
     result = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["inspect", "mmlg-fashion-48"])
     assert result.exit_code == 0, result.output
     assert "…" not in result.output
-    assert max(map(len, result.output.splitlines()[4:])) <= 80
+    lines = result.stdout.splitlines()
+    table = lines[next(index for index, line in enumerate(lines) if line.split()[:2] == ["modality", "depth"]) :]
+    assert max(map(len, table)) <= 80
     assert "192,128" in result.output
 
 

@@ -61,6 +61,7 @@ def test_snippets_of_a_section_run(title, tmp_path, stand_ins):
     code = "\n".join(snippets()[title])
     for written, local in stand_ins.items():
         code = code.replace(written, local)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")  # snippets may use what a clone has
     run(code, tmp_path)
 
 
