@@ -9,12 +9,15 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import CLIPConfig, CLIPModel, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from benchmarks.fashion import HUB_ID, IMAGE_SIZE, MAX_TOKENS, TOKENIZER_ID, load_splits, make_processor, processed
+from benchmarks.fashion import HUB_ID, IMAGE, IMAGE_SIZE, MAX_TOKENS, TITLE, TOKENIZER_ID, load_splits, make_processor
+from mmlg_hf.data import process_pairs
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 
 
@@ -31,6 +34,46 @@ def ancestor_config(tokenizer) -> CLIPConfig:
     )
 
 
+def train_ancestor(
+    config: CLIPConfig,
+    rows: Dataset,
+    processor: Any,
+    output: str,
+    steps: int,
+    batch_size: int,
+    text_column: str = "text",
+    **changes: Any,
+) -> tuple[CLIPModel, ContrastiveTrainer, float]:
+    """Train a CLIP from scratch, from the last checkpoint in the folder if there is one; save it with its processor.
+
+    Returns the model, its trainer and the seconds it took.
+    """
+    settings: dict[str, Any] = {
+        "max_steps": steps,
+        "per_device_train_batch_size": batch_size,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.1,
+        "adam_beta2": 0.98,
+        "warmup_steps": steps // 20,
+        "lr_scheduler_type": "cosine",
+        "logging_steps": 25,
+        "save_steps": 100,
+        "save_total_limit": 1,
+        "report_to": "none",
+    }
+    args = TrainingArguments(output, **(settings | changes))
+    set_seed(args.seed)
+    model = CLIPModel(config)
+    collator = ImageTextCollator(processor, pad_to_multiple_of=processor.tokenizer.model_max_length)
+    train = process_pairs(rows, processor, image_column=IMAGE, text_column=text_column)
+    trainer = ContrastiveTrainer(model, args, train_dataset=train, data_collator=collator)
+    started = time.time()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if Path(output).exists() else None)
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
+    return model, trainer, time.time() - started
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=HUB_ID, help="Hub id or folder of the product photos")
@@ -43,41 +86,23 @@ def main() -> None:
     parser.add_argument("--torch-compile", action="store_true", help="needs a C++ compiler; a fifth faster on a CPU")
     options = parser.parse_args()
 
-    set_seed(options.seed)
     processor = make_processor(options.tokenizer)
-    train = processed(load_splits(options.data)["train"], processor)
-    model = CLIPModel(ancestor_config(processor.tokenizer))
-    args = TrainingArguments(
-        output_dir=options.output,
-        max_steps=options.steps,
-        per_device_train_batch_size=options.batch_size,
+    model, trainer, seconds = train_ancestor(
+        ancestor_config(processor.tokenizer),
+        load_splits(options.data)["train"],
+        processor,
+        options.output,
+        options.steps,
+        options.batch_size,
+        text_column=TITLE,
         learning_rate=options.learning_rate,
-        weight_decay=0.1,
-        adam_beta2=0.98,
-        warmup_steps=options.steps // 20,
-        lr_scheduler_type="cosine",
-        logging_steps=25,
-        save_steps=100,
-        save_total_limit=1,
-        report_to="none",
         seed=options.seed,
         torch_compile=options.torch_compile,
-        remove_unused_columns=False,
-        dataloader_drop_last=True,
     )
-    trainer = ContrastiveTrainer(
-        model, args, train_dataset=train, data_collator=ImageTextCollator(processor, pad_to_multiple_of=MAX_TOKENS)
-    )
-    started = time.time()
-    trainer.train(
-        resume_from_checkpoint=get_last_checkpoint(options.output) if Path(options.output).exists() else None
-    )
-    model.save_pretrained(options.output)
-    processor.save_pretrained(options.output)
     record = {
         **vars(options),
-        "train_pairs": len(train),
-        "seconds": round(time.time() - started),
+        "train_pairs": len(trainer.train_dataset),
+        "seconds": round(seconds),
         "parameters": model.num_parameters(),
         "torch": torch.__version__,
         "log": trainer.state.log_history,

@@ -25,6 +25,8 @@ class LearngeneConfig(PreTrainedConfig):
         num_unimodal_blocks (`int`): blocks of each encoder alone.
         mixing (`str`): "linear" (1, l/L; at most two blocks a group), "chebyshev" (T_n(l/L)) or "learned" (one
             coefficient per layer, block and parameter, trained, and interpolated over l/L for another depth).
+        scale_norms (`bool`): whether a slice of width w multiplies its LayerNorm weights by sqrt(W/w), as suits
+            a gene whose leading channels hold most of the residual stream.
         logit_scale_init_value (`float`): natural logarithm of the initial logit scale, as in CLIP.
         initializer_factor (`float`): scales all initialisation, as in CLIP.
         ancestor (`dict`, *optional*): where the gene comes from: `id`, `revision` (commit), `class`, `parameters`.
@@ -49,6 +51,7 @@ class LearngeneConfig(PreTrainedConfig):
     num_multimodal_blocks: int = 1
     num_unimodal_blocks: int = 1
     mixing: str = "linear"
+    scale_norms: bool = False
     logit_scale_init_value: float | int = 2.6592
     initializer_factor: float | int = 1.0
     ancestor: dict[str, Any] | None = None

@@ -123,6 +123,7 @@ def expand_layers(
     unimodal: Mapping[str, Tensor],
     coefficients: Tensor | Mapping[str, Tensor],
     sizes: Mapping[str, int],
+    norm_scale: float = 1.0,
 ) -> dict[str, Tensor]:
     """Compute the weights of all layers of one encoder, one matrix product per parameter.
 
@@ -132,6 +133,7 @@ def expand_layers(
         unimodal: the same for the encoder's own blocks, each [N_u, ...].
         coefficients: [depth, N_m + N_u] for every parameter, or one such matrix per parameter.
         sizes: the wanted size of the "hidden" and the "mlp" axis.
+        norm_scale: a factor on the weights of the layers' LayerNorms, see `slice_norm_scale`.
 
     Returns:
         for each layer parameter a tensor [depth, ...].
@@ -145,7 +147,18 @@ def expand_layers(
         # In full precision under autocast too: a LayerNorm takes no other, and a sum of blocks should not lose digits.
         with torch.autocast(blocks.device.type, enabled=False):
             expanded[name] = (mixing @ blocks.flatten(1)).unflatten(1, blocks.shape[1:])
+        if norm_scale != 1 and name in ("layer_norm1.weight", "layer_norm2.weight"):
+            expanded[name] = expanded[name] * norm_scale
     return expanded
+
+
+def slice_norm_scale(width: int, own_width: int) -> float:
+    """Return sqrt(W/w): what a narrower slice's LayerNorms are short of, where its channels hold most of the stream.
+
+    A LayerNorm divides by the root mean square of its channels. Leading channels that hold all of the stream's power
+    (see `mmlg_hf.rotation`) have sqrt(W/w) times that of all W, and would come out smaller by as much.
+    """
+    return (own_width / width) ** 0.5
 
 
 def layer_state_dict(prefix: str, expanded: Mapping[str, Tensor]) -> dict[str, Tensor]:

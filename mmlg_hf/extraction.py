@@ -4,6 +4,7 @@ import os
 import platform
 import time
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from .errors import LearngeneError
 from .extraction_trainers import AncestorCollator, ImageExtractionTrainer, MultimodalExtractionTrainer
 from .fitting import fit_gene
 from .modeling_learngene import LearngeneForImageClassification, LearngeneMixin, LearngeneModel
+from .rotation import rotate_channels
 from .training import ImageTextCollator
 from .vocabulary import trim_embedding, trim_tokenizer
 
@@ -52,6 +54,11 @@ class ExtractionArguments(TrainingArguments):
         default="fitted",
         metadata={"help": 'blocks start "random" (TLEG) or "fitted" to the ancestor\'s layers by least squares'},
     )
+    rotate: bool = field(
+        default=True,
+        metadata={"help": "turn a CLIP ancestor's channels first, so that leading slices keep most of it"},
+    )
+    rotation_rows: int = field(default=512, metadata={"help": "rows of data that the rotation is found on"})
     elastic: bool = field(default=True, metadata={"help": "train smaller slices along, so that descendants work"})
     elastic_samples: int = field(default=2, metadata={"help": "smaller networks drawn for each step"})
     affinity_weight: float = field(default=0.0, metadata={"help": "weight of affinity distillation (TinyCLIP)"})
@@ -138,11 +145,11 @@ def extract_learngene(
     if args.trim_vocabulary and not is_classifier(model):
         processor = _trim(model, processor, data, args)
 
-    set_seed(args.seed)
-    gene = _make_gene(model, args)
-    gene.config.ancestor, gene.processor = described, processor
     collator = AncestorCollator(None if is_classifier(model) else ImageTextCollator(processor))
     train = _process(data, model, processor, args)
+    set_seed(args.seed)
+    gene = _make_gene(model, args, train, collator)
+    gene.config.ancestor, gene.processor = described, processor
     evaluation = (
         None if eval_dataset is None else _process(load_image_text(eval_dataset, None), model, processor, args)
     )
@@ -191,7 +198,13 @@ def _trim(ancestor: Any, processor: Any, data: Any, args: ExtractionArguments) -
     return type(processor)(processor.image_processor, tokenizer)
 
 
-def _make_gene(ancestor: Any, args: ExtractionArguments) -> Any:
+def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator) -> Any:
+    """Build the gene and start it from its ancestor, turned first where that is asked for."""
+    rotate = args.rotate and not is_classifier(ancestor)
+    if rotate:
+        rows = list(islice(data, args.rotation_rows))
+        batches = (collator(rows[start : start + 128]) for start in range(0, len(rows), 128))
+        ancestor = rotate_channels(ancestor, batches)
     unimodal, multimodal = (2, 0) if is_classifier(ancestor) else (1, 1)
     config = gene_config(
         ancestor,
@@ -201,6 +214,7 @@ def _make_gene(ancestor: Any, args: ExtractionArguments) -> Any:
         depth=args.gene_depth,
         width=args.gene_width,
     )
+    config.scale_norms = rotate
     gene: Any = (LearngeneForImageClassification if is_classifier(ancestor) else LearngeneModel)(config)
     copy_outer_weights(gene, ancestor)
     if args.initialisation == "fitted" and args.gene_width is None and hasattr(ancestor, "vision_model"):

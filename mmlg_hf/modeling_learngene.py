@@ -28,6 +28,7 @@ from .expansion import (
     interpolate_coefficients,
     layer_state_dict,
     mixing_coefficients,
+    slice_norm_scale,
     take_slice,
 )
 from .growth import DescendantMixin
@@ -237,7 +238,9 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
             dict(there[group].named_parameters()) if group in there else {} for group in ("multimodal", modality)
         )
         coefficients = self.coefficients(modality, config.num_hidden_layers)
-        return expand_layers(multimodal, unimodal, coefficients, encoder_sizes(config))
+        own_width = self.config.encoder_configs[modality].hidden_size
+        norm_scale = slice_norm_scale(config.hidden_size, own_width) if self.config.scale_norms else 1.0
+        return expand_layers(multimodal, unimodal, coefficients, encoder_sizes(config), norm_scale)
 
     def descendant_state_dict(self, encoder_configs) -> dict[str, Tensor]:
         """Compute every weight of a descendant from the gene, differentiably, under stock CLIP's names.

@@ -1,0 +1,366 @@
+"""What a gene is worth: descendants of many sizes, started in every way a user could, before and after fine-tuning.
+
+    python -m benchmarks.initialisation --ancestor FOLDER --data FOLDER       the study (two hours on one core)
+    python -m benchmarks.initialisation --quick --data FOLDER                 all of it, small, in under 20 minutes
+    python -m benchmarks.initialisation --configuration openai-flickr30k      another ancestor and data set
+
+Methods: `benchmarks.initialisers`. All see the same pairs in the same order, with the same batch, steps and schedule;
+each has the best of three learning rates, chosen on validation pairs with a seed that is not used again. Parts:
+
+    family      four depths x three widths: zero-shot and retrieval on test pairs before and after fine-tuning
+    curves      some sizes, validation pairs, many steps: how long each start keeps its lead, and what scratch needs
+    encoders    image-only descendants classify other photos (--clothing), text-only ones titles into sub-categories
+
+Runs that the results file holds are not repeated. `benchmarks.report` makes the tables and plots.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.nn import functional as F
+from transformers import CLIPModel, CLIPProcessor, TrainerCallback, TrainingArguments
+
+from benchmarks.fashion import environment
+from benchmarks.initialisers import GENES, INITIALISERS, Sources, extract_gene, turned_ancestor
+from benchmarks.settings import CONFIGURATIONS, Configuration, known_rows, make_quick_ancestor
+from benchmarks.single_encoders import image_task, text_task, train_classifier
+from mmlg_hf.data import process_pairs
+from mmlg_hf.evaluation import class_embeddings
+from mmlg_hf.inspection import measure_size
+from mmlg_hf.metrics import classification_results, label_ranks, retrieval_results
+from mmlg_hf.model_loading import quiet
+from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
+from mmlg_hf.vocabulary import trim_embedding, trim_tokenizer
+
+TUNING_SEED = 100
+EXTRACTION = {
+    "per_device_train_batch_size": 64,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.05,
+    "adam_beta2": 0.98,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "logging_steps": 20,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "cache_ancestor": False,
+}
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Processed pairs in memory, with the columns that say what a photo shows."""
+
+    def __init__(self, rows: Dataset, processor: CLIPProcessor):
+        self.rows = rows
+        batches = list(process_pairs(rows, processor, image_column="image", text_column="text").iter(512))
+        self.pixel_values = torch.cat([batch["pixel_values"].half() for batch in batches])  # [N, 3, H, W]
+        self.input_ids = [ids for batch in batches for ids in batch["input_ids"]]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {"pixel_values": self.pixel_values[row].float(), "input_ids": self.input_ids[row]}
+
+
+class Study:
+    """The data, the ancestor and the settings that all runs share."""
+
+    def __init__(self, options: argparse.Namespace, configuration: Configuration) -> None:
+        self.options = options
+        self.work = Path(options.work)
+        self.splits = configuration.load(options.data)
+        options.ancestor = options.ancestor or make_quick_ancestor(options, self.splits)
+        self.ancestor = CLIPModel.from_pretrained(options.ancestor, dtype=torch.float32)
+        self.ancestor_parameters = self.ancestor.num_parameters()
+        self.processor = self._trim(CLIPProcessor.from_pretrained(options.ancestor))
+        self.collator = ImageTextCollator(self.processor, pad_to_multiple_of=8)
+        rows = {"validation": options.validation_pairs, "test": options.test_pairs}
+        self.measured = {name: known_rows(self.splits, name).select(range(count)) for name, count in rows.items()}
+        self.pairs = {name: Pairs(split, self.processor) for name, split in self.measured.items()}
+        calibration = Pairs(self.splits["train"].select(range(512)), self.processor)
+        batches = [self.collator([calibration[row] for row in range(n, n + 128)]) for n in range(0, 512, 128)]
+        self.turned = turned_ancestor(self.ancestor, batches)
+        self.tasks = {}
+        count = options.encoder_steps * options.batch_size
+        if options.clothing:
+            self.tasks["image"] = image_task(options.clothing, self.processor, count, 372)
+        if configuration.text_label:
+            column = configuration.text_label
+            self.tasks["text"] = text_task(self.splits["train"], self.measured["test"], column, self.processor, count)
+
+    def _trim(self, processor: CLIPProcessor) -> CLIPProcessor:
+        """Cut the ancestor's vocabulary to the data's tokens, so that every method has the same small embedding."""
+        tokenizer, old_ids = trim_tokenizer(processor.tokenizer, self.splits["train"]["text"])
+        trim_embedding(self.ancestor, tokenizer, old_ids)
+        return CLIPProcessor(processor.image_processor, tokenizer)
+
+    def train_rows(self, seed: int, count: int) -> Dataset:
+        """The first `count` rows of the training split in the order of a seed: the same for every method."""
+        order = np.random.default_rng(seed).permutation(len(self.splits["train"]))
+        return self.splits["train"].select(order[:count])
+
+    def train_pairs(self, seed: int) -> Pairs:
+        """The pairs of one seed's fine-tuning, those after its extraction's; kept until another seed asks."""
+        if getattr(self, "_seed", None) != seed:
+            count = min(self.options.curve_steps * self.options.batch_size, len(self.splits["train"]))
+            self._seed, self._train_pairs = seed, Pairs(self.train_rows(seed + 1000, count), self.processor)
+        return self._train_pairs
+
+    def sources(self, seed: int) -> Sources:
+        """The ancestor and the genes of one seed, extracted where they are not there yet."""
+        options, sources = self.options, Sources(self.ancestor, self.turned)
+        for name in GENES:
+            if name not in options.methods:
+                continue
+            started = time.perf_counter()
+            rows = self.train_rows(seed, options.extraction_steps * EXTRACTION["per_device_train_batch_size"])
+            arguments = EXTRACTION | {"max_steps": options.extraction_steps, "seed": seed}
+            arguments |= {"image_column": "image", "text_column": "text"}
+            folder = self.work / f"genes-{seed}"
+            sources.genes[name] = extract_gene(name, self.ancestor, rows, self.processor, arguments, folder)
+            record = folder / f"{name}.json"
+            if not record.exists():
+                own = sources.genes[name]
+                about = {"seconds": time.perf_counter() - started, "parameters": own.num_parameters()}
+                record.write_text(json.dumps(about | {"steps": options.extraction_steps}))
+        return sources
+
+    @torch.no_grad()
+    def measure(self, model: CLIPModel, split: str) -> dict[str, float]:
+        """Zero-shot accuracy over the classes and retrieval between photos and titles, from one pass over a split."""
+        model.eval()
+        images, texts = [], []
+        pairs = self.pairs[split]
+        for start in range(0, len(pairs), 250):
+            batch = self.collator([pairs[row] for row in range(start, min(start + 250, len(pairs)))])
+            outputs = model(**(batch | {"return_loss": False}))
+            images.append(outputs.image_embeds), texts.append(outputs.text_embeds)
+        image_embeds, text_embeds = F.normalize(torch.cat(images), dim=-1), F.normalize(torch.cat(texts), dim=-1)
+        found = retrieval_results(image_embeds, text_embeds, torch.arange(len(pairs)))
+        figures = {name: found[name] for name in ("image_to_text_R@1", "image_to_text_R@10", "mean_R@1")}
+        figures["mean_R@10"] = (found["image_to_text_R@10"] + found["text_to_image_R@10"]) / 2
+        rows = self.measured[split]
+        if "label" in rows.column_names:
+            names, classes = list(rows["label"]), sorted(set(rows["label"]))
+            labels = torch.tensor([classes.index(name) for name in names])
+            prompts = class_embeddings(model, classes, self.processor, templates=self.options.templates)
+            figures["top1"] = classification_results(
+                label_ranks(image_embeds @ prompts.T, labels), labels, len(classes)
+            )["top1"]
+        return figures
+
+    def training_arguments(self, steps: int, rate: float) -> dict[str, Any]:
+        """What all fine-tuning shares."""
+        return {
+            "output_dir": str(self.work / "trainer"),
+            "max_steps": steps,
+            "per_device_train_batch_size": self.options.batch_size,
+            "per_device_eval_batch_size": 256,
+            "learning_rate": rate,
+            "weight_decay": 0.05,
+            "adam_beta2": 0.98,
+            "warmup_steps": 0.1,
+            "lr_scheduler_type": "cosine",
+            "logging_strategy": "no",
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+
+    def fine_tune(
+        self, model: CLIPModel, seed: int, rate: float, steps: int, every: int | None = None
+    ) -> tuple[float, list[dict[str, Any]]]:
+        """Fine-tune with `ContrastiveTrainer`; return the seconds of training, and the curve if one is asked for."""
+        curve: list[dict[str, Any]] = []
+        measuring = 0.0
+        study = self
+
+        class Curve(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                nonlocal measuring
+                if every and state.global_step % every == 0:
+                    started = time.perf_counter()
+                    curve.append({"step": state.global_step, **study.measure(model, "validation")})
+                    model.train()
+                    measuring += time.perf_counter() - started
+
+        args = TrainingArguments(**self.training_arguments(steps, rate), seed=seed)
+        trainer = ContrastiveTrainer(
+            model, args, self.collator, self.train_pairs(seed), callbacks=[Curve()] if every else None
+        )
+        started = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - started - measuring, curve
+
+
+class Results:
+    """The results file: a run is added whole or not at all, and never made twice."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+        if self.found["runs"] and self.found["settings"] != settings:
+            raise SystemExit(f"{path} holds runs of other settings ({self.found['settings']}): move it away")
+        self.found |= {"settings": settings, **environment(), "date": time.strftime("%Y-%m-%d")}
+
+    def add(self, key: str, make: Any) -> dict[str, Any]:
+        if key not in self.found["runs"]:
+            self.found["runs"][key] = make()
+            self.save()
+            print(key, json.dumps(self.found["runs"][key])[:230], flush=True)
+        return self.found["runs"][key]
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self.found, indent=1) + "\n")
+        part.replace(self.path)
+
+
+def tuned_rate(study: Study, results: Results, sources: Sources, method: str) -> float:
+    """The rate with the best recall, summed over the tuning sizes, on validation pairs after fine-tuning."""
+    options = study.options
+    scores: dict[float, float] = dict.fromkeys(options.rates, 0.0)
+    for rate in options.rates:
+        for depth, width in options.tuning_sizes:
+
+            def run(rate: float = rate, depth: int = depth, width: int = width) -> dict[str, Any]:
+                model = INITIALISERS[method](sources, depth, width, TUNING_SEED)
+                study.fine_tune(model, TUNING_SEED, rate, options.steps)
+                return {"figures": study.measure(model, "validation")}
+
+            found = results.add(f"tuning/{method}/{depth}x{width}/{rate:g}", run)["figures"]
+            scores[rate] += found["mean_R@10"]
+    return max(scores, key=lambda rate: scores[rate])
+
+
+def run_family(study: Study, results: Results, sources: Sources, method: str, seed: int, rate: float) -> None:
+    options = study.options
+    for depth, width in options.sizes:
+
+        def run(depth: int = depth, width: int = width) -> dict[str, Any]:
+            model = INITIALISERS[method](sources, depth, width, seed)
+            before = study.measure(model, "test")
+            seconds, _ = study.fine_tune(model, seed, rate, options.steps)
+            about = {"rate": rate, "seconds": round(seconds, 2), "parameters": model.num_parameters()}
+            return about | {"before": before, "after": study.measure(model, "test")}
+
+        results.add(f"family/{method}/{depth}x{width}/{seed}", run)
+    for depth, width in options.untrained_sizes:
+        model = lambda d=depth, w=width: INITIALISERS[method](sources, d, w, seed)  # noqa: E731
+        results.add(
+            f"family/{method}/{depth}x{width}/{seed}", lambda model=model: {"before": study.measure(model(), "test")}
+        )
+
+
+def run_curves(study: Study, results: Results, sources: Sources, method: str, seed: int, rate: float) -> None:
+    for depth, width in study.options.curve_sizes:
+
+        def run(depth: int = depth, width: int = width) -> dict[str, Any]:
+            model = INITIALISERS[method](sources, depth, width, seed)
+            start = {"step": 0, **study.measure(model, "validation")}
+            every = max(study.options.curve_steps // 12, 1)
+            seconds, curve = study.fine_tune(model, seed, rate, study.options.curve_steps, every)
+            return {"rate": rate, "seconds": round(seconds, 2), "curve": [start, *curve]}
+
+        results.add(f"curves/{method}/{depth}x{width}/{seed}", run)
+
+
+def run_encoders(study: Study, results: Results, sources: Sources, method: str, seed: int) -> None:
+    """The image-only and the text-only descendants, each on a task of its own, at one rate for all methods."""
+    arguments = study.training_arguments(study.options.encoder_steps, study.options.encoder_rate)
+    for modality, task in study.tasks.items():
+        for depth, width in study.options.encoder_sizes:
+
+            def run(depth: int = depth, width: int = width, modality: str = modality, task: Any = task) -> Any:
+                model = INITIALISERS[method](sources, depth, width, seed)
+                return train_classifier(model, modality, task, arguments, seed)
+
+            results.add(f"{modality}/{method}/{depth}x{width}/{seed}", run)
+
+
+def describe(study: Study, results: Results) -> None:
+    """What the figures are measured against: the ancestor's own, sizes in bytes and FLOPs, the genes' cost."""
+    options, config = study.options, study.ancestor.config
+    about: dict[str, Any] = {}
+    for depth, width in [*options.sizes, *options.untrained_sizes]:
+        size = measure_size(Sources(study.ancestor, study.turned).config(depth, width))
+        flops = (size.gflops_image or 0) + (size.gflops_text or 0)
+        about[f"{depth}x{width}"] = {"parameters": size.parameters, "gflops": flops}
+    own = measure_size(config)
+    results.found["sizes"] = about
+    results.found["ancestor"] = {
+        "parameters": study.ancestor.num_parameters(),
+        "parameters_untrimmed": study.ancestor_parameters,
+        "gflops": (own.gflops_image or 0) + (own.gflops_text or 0),
+        "test": study.measure(study.ancestor, "test"),
+        "validation": study.measure(study.ancestor, "validation"),
+    }
+    records = study.work.glob("genes-*/*.json")
+    results.found["genes"] = {f"{path.parent.name}/{path.stem}": json.loads(path.read_text()) for path in records}
+
+
+def run_study(options: argparse.Namespace, configuration: Configuration) -> Path:
+    """Do the runs that the results file does not hold yet; return the file."""
+    name = "initialisation" + ("" if configuration.name == "fashion" else f"-{configuration.name}")
+    name += "-quick" if options.quick else ""
+    left_out = ("output", "work", "data", "ancestor", "clothing", "parts", "seeds", "methods")
+    settings = {key: value for key, value in vars(options).items() if key not in left_out}
+    path = Path(options.output, f"{name}.json")
+    results = Results(path, json.loads(json.dumps(settings)))
+    with quiet():
+        study = Study(options, configuration)
+        rates: dict[str, float] = {}
+        for seed in options.seeds:
+            sources = study.sources(seed)
+            describe(study, results)
+            for method in options.methods:
+                if method not in rates:
+                    rates[method] = tuned_rate(study, results, sources, method)
+                if "family" in options.parts:
+                    run_family(study, results, sources, method, seed, rates[method])
+            for method in options.methods:
+                if "curves" in options.parts:
+                    run_curves(study, results, sources, method, seed, rates[method])
+                if "encoders" in options.parts:
+                    run_encoders(study, results, sources, method, seed)
+    results.save()
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configuration", default="fashion", choices=CONFIGURATIONS)
+    parser.add_argument("--ancestor", help="folder or Hub id; --quick trains a small one if this is left out")
+    parser.add_argument("--data", help="Hub id or folder of the data set")
+    parser.add_argument(
+        "--clothing", help="folder of the clothing photos; image-only descendants are left out without"
+    )
+    parser.add_argument("--work", help="folder of genes; by default runs/initialisation, with --quick ...-quick")
+    parser.add_argument("--output", default="benchmarks/results")
+    parser.add_argument("--methods", nargs="+", default=list(INITIALISERS), choices=INITIALISERS)
+    parser.add_argument("--parts", nargs="+", default=["family", "curves", "encoders"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    configuration = CONFIGURATIONS[options.configuration]
+    for key, value in (configuration.settings | (configuration.quick if options.quick else {})).items():
+        setattr(options, key, value)
+    options.data = options.data or configuration.data
+    options.work = options.work or f"runs/{configuration.name}-initialisation{'-quick' if options.quick else ''}"
+    options.ancestor = options.ancestor or configuration.ancestor
+    if options.ancestor is None and not options.quick:
+        parser.error("give --ancestor, e.g. the one that `python -m benchmarks.ancestor` trains")
+    print(run_study(options, configuration))
+
+
+if __name__ == "__main__":
+    main()
