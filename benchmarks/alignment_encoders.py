@@ -28,7 +28,7 @@ from benchmarks.fashion import ID, IMAGE_SIZE, MAX_TOKENS, TITLE, TYPE, processe
 from mmlg_hf.data import split_of
 from mmlg_hf.vocabulary import trim_tokenizer
 
-DEPTH, IMAGE_WIDTH, TEXT_WIDTH, HEAD_SIZE, PATCH_SIZE = 4, 192, 128, 32, 16
+DEPTH, IMAGE_WIDTH, TEXT_WIDTH, HEAD_SIZE, PATCH_SIZE = 3, 192, 128, 32, 16
 
 
 class Columns(torch.utils.data.Dataset):

@@ -30,7 +30,8 @@ def collect(results: dict[str, Any]) -> dict[tuple[str, float], dict[str, np.nda
         run = {**run, "mean_R@5": (run["image_to_text_R@5"] + run["text_to_image_R@5"]) / 2}
         cell = found.setdefault((run["recipe"], run["share"]), {})
         for name in (*FIGURES, "learning_rate"):
-            cell.setdefault(name, []).append(run[name])
+            if name in run:
+                cell.setdefault(name, []).append(run[name])
         cell.setdefault("trainable_share", []).append(run["trainable"] / run["parameters"])
     return {key: {name: np.array(values) for name, values in cell.items()} for key, cell in found.items()}
 
@@ -46,14 +47,16 @@ def table(results: dict[str, Any]) -> str:
         f"|---|---|---|---|{'---|' * len(FIGURES)}",
     ]
     for (recipe, share), cell in sorted(cells.items(), key=lambda item: (item[0][1], list(cells).index(item[0]))):
-        values = [_mean_std(cell[name], 0 if name == "peak_megabytes" else 3) for name in FIGURES]
+        values = [_mean_std(cell.get(name), 0 if name == "peak_megabytes" else 3) for name in FIGURES]
         trainable = f"{100 * cell['trainable_share'][0]:.2f} %"
         rate = f"{cell['learning_rate'][0]:g}"
         lines.append(f"| {share:.0%} | {recipe} | {trainable} | {rate} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
-def _mean_std(values: np.ndarray, digits: int) -> str:
+def _mean_std(values: np.ndarray | None, digits: int) -> str:
+    if values is None:
+        return ""
     spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{spread}"
 
@@ -130,10 +133,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
     middle.legend(fontsize=8)
     positions = np.arange(len(recipes))
     for offset, modality in ((-0.2, "image"), (0.2, "text")):
-        last = [
-            cells[recipe, [s for s in shares if (recipe, s) in cells][-1]][f"probe_{modality}"] for recipe in recipes
-        ]
-        change = [100 * (value.mean() - results["before"][f"probe_{modality}"]) for value in last]
+        last = [cells.get((recipe, shares[-1]), {}).get(f"probe_{modality}", np.zeros(0)) for recipe in recipes]
+        before = results["before"][f"probe_{modality}"]
+        change = [100 * (value.mean() - before) if len(value) else np.nan for value in last]
         error = [100 * value.std(ddof=1) if len(value) > 1 else 0 for value in last]
         right.bar(positions + offset, change, 0.4, yerr=error, label=f"{modality} encoder", capsize=2)
     right.axhline(0, color="black", linewidth=0.8)
