@@ -9,8 +9,8 @@ forgot: a linear probe on its states before and after. Each recipe's learning ra
 validation split, with a seed that is not used again. Runs that the results file holds are not repeated.
 
 Cut to about 40 minutes of one slow core: batches of 64 and few steps, so that the runs on all pairs see a quarter of
-them once. Longer: --steps, --batch-size, --encoder-steps. Seconds a step are the processor's, not the clock's, unless
-there is a GPU: other programs on the machine do not count.
+them once. Longer or shorter: --step-factor, --encoder-steps, --batch-size, --test-pairs. Seconds a step are the
+processor's, not the clock's, unless there is a GPU: other programs on the machine do not count.
 """
 
 import argparse
@@ -62,6 +62,8 @@ class Study:
         processor = make_processor(options.tokenizer)
         if options.quick:
             splits = type(splits)({name: split.select(range(min(600, len(split)))) for name, split in splits.items()})
+        if options.test_pairs:
+            splits["test"] = splits["test"].select(range(min(options.test_pairs, len(splits["test"]))))
         self.splits = splits
         self.vision, self.text, self.encoders = self._encoders(splits, processor)
         # One image processor for all, so that the photos are processed once; the encoder's size is checked against it.
@@ -275,7 +277,7 @@ def run_study(options: argparse.Namespace) -> Path:
                 if key_of(run) in done:
                     continue
                 rate = best_rate(results["runs"], recipe)
-                steps = options.steps or STEPS[share]
+                steps = options.steps or round(STEPS[share] * options.step_factor)
                 model, figures = study.train(recipe, share, seed, rate, steps)
                 add({**run, **figures, **study.measure(model, "test", share == max(options.shares))})
                 tell(results["runs"][-1])
@@ -320,7 +322,9 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shares", nargs="+", type=float, default=list(STEPS), help="shares of the training pairs")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--steps", type=int, help="steps of every run; by default as many as the share has")
+    parser.add_argument("--step-factor", type=float, default=1.0, help="of the steps that each share has by default")
     parser.add_argument("--tuning-steps", type=int, default=TUNING_STEPS)
+    parser.add_argument("--test-pairs", type=int, help="measure on the first ones of the test split; all by default")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--no-tune", dest="tune", action="store_false", help="take the middle learning rate")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few rows, to see that everything runs")
