@@ -62,9 +62,9 @@ def principal_rotation(moment: Tensor) -> Tensor:
     # The all-ones direction has no moment; as the weakest one it comes last, whatever rounding makes of it.
     moment = centred @ moment.double().cpu() @ centred
     components = torch.linalg.eigh(moment - torch.outer(ones, ones) * (1 + moment.diagonal().sum()))[1].flip(1)
-    components[:, -1] = ones
-    # The reflection that swaps the last axis and the all-ones direction.
-    normal = torch.eye(size, dtype=torch.double)[-1] - ones
+    components[:, -1] = -ones
+    # The reflection that swaps the last axis and the negative all-ones direction: it moves the other axes least.
+    normal = torch.eye(size, dtype=torch.double)[-1] + ones
     reflection = torch.eye(size, dtype=torch.double) - 2 * torch.outer(normal, normal) / normal.dot(normal)
     return (reflection @ components.T).float()
 
@@ -83,7 +83,7 @@ def _read_moments(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> tuple[
         def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             rows = F.layer_norm(inputs[0].float(), inputs[0].shape[-1:])
             rows = rows[mask] if name == "text_model" and rows.dim() == 3 else rows.flatten(0, -2)
-            moments[name] = moments.get(name, 0) + weight * (rows.T @ rows).double() / len(rows)
+            moments[name] = moments.get(name, 0) + weight * (rows.T @ rows).cpu().double() / len(rows)
 
         return read
 

@@ -72,13 +72,29 @@ def test_artifact_records_ancestor_and_recipe(extracted):
 
 def test_outer_weights_start_from_the_ancestor(tmp_path):
     ancestor = pico_clip()
-    args = arguments(tmp_path, max_steps=1, learning_rate=0.0, trim_vocabulary=True)
+    args = arguments(tmp_path, max_steps=1, learning_rate=0.0, trim_vocabulary=True, rotate=False)
     gene = extract_learngene(ancestor, pico_pairs(8), args, processor=pico_processor())
+    assert not gene.config.scale_norms
     own, theirs = gene.state_dict(), ancestor.state_dict()
     for name in ("visual_projection.weight", "vision_model.post_layernorm.weight", "logit_scale"):
         torch.testing.assert_close(own[name], theirs[name], rtol=0, atol=0)
     assert ancestor.config.text_config.vocab_size == len(pico_processor().tokenizer)  # the caller's is not trimmed
     assert all(parameter.requires_grad for parameter in ancestor.parameters())
+
+
+def test_outer_weights_of_a_turned_ancestor_embed_alike(tmp_path):
+    ancestor, pairs, processor = pico_clip().eval(), pico_pairs(8), pico_processor()
+    args = arguments(tmp_path, max_steps=1, learning_rate=0.0, num_unimodal_blocks=2, mixing="chebyshev")
+    gene = extract_learngene(ancestor, pairs, args, processor=processor)
+    assert gene.config.scale_norms
+    assert not torch.allclose(gene.visual_projection.weight, ancestor.visual_projection.weight)
+    # Two layers have an exact fit in two blocks each (and one shared), turned or not: the gene is the ancestor.
+    inputs = processor(text=["a red square", "a blue square"], return_tensors="pt", padding=True)
+    inputs["pixel_values"] = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        own, theirs = gene(**inputs), ancestor(**inputs)
+    torch.testing.assert_close(own.image_embeds, theirs.image_embeds, rtol=0, atol=1e-4)
+    torch.testing.assert_close(own.text_embeds, theirs.text_embeds, rtol=0, atol=1e-4)
 
 
 def test_interrupted_extraction_resumes_to_the_same_weights(tmp_path):

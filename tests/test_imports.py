@@ -18,7 +18,7 @@ STAGES = (
     {"configuration_learngene", "expansion"},
     {"modeling_text_classification", "loading", "growth", "modeling_learngene"},
     {"descendants"},
-    {"data", "losses", "metrics", "training", "vocabulary", "fitting", "ancestors", "extraction_trainers"},
+    {"data", "losses", "metrics", "training", "vocabulary", "fitting", "rotation", "ancestors", "extraction_trainers"},
     {"extraction", "evaluation", "classification", "inspection"},
     {"results", "cards"},
     {"alignment", "clip_moe", "model_loading", "digits", "demo_report", "demo"},

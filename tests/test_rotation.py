@@ -1,0 +1,131 @@
+"""Turning the residual stream: what must stay the same, what must come first, and what slices gain by it."""
+
+import pytest
+import torch
+from pico import pico_clip
+from pico_genes import gene_config
+
+from mmlg_hf import LearngeneModel
+from mmlg_hf.expansion import slice_norm_scale
+from mmlg_hf.rotation import principal_rotation, rotate_channels
+
+
+@pytest.fixture
+def clip():
+    """A CLIP with no parameter at its starting value, but a constant weight before the image encoder's layers."""
+    model = pico_clip(vision_depth=3, text_depth=2, vision_width=32, text_width=16).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        model.vision_model.pre_layrnorm.weight.fill_(1.3)
+    return model
+
+
+def batch(rows=24):
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 300, (rows, 7), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[: rows // 2, 5:] = 0
+    return {
+        "pixel_values": torch.randn(rows, 3, 16, 16, generator=generator),
+        "input_ids": ids,
+        "attention_mask": mask,
+    }
+
+
+def read_by_layers(model, encoder, inputs):
+    """What the encoder's first LayerNorms of each layer read, normalised: [N, D]."""
+    rows = []
+    handles = [
+        layer.layer_norm1.register_forward_pre_hook(
+            lambda module, given: rows.append(
+                torch.nn.functional.layer_norm(given[0], given[0].shape[-1:]).flatten(0, 1)
+            )
+        )
+        for layer in getattr(model, encoder).encoder.layers
+    ]
+    with torch.no_grad():
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return torch.cat(rows)
+
+
+def test_a_principal_rotation_is_orthogonal_and_keeps_the_all_ones_vector():
+    rows = torch.randn(50, 12)
+    rows = rows - rows.mean(1, keepdim=True)
+    rotation = principal_rotation(rows.T @ rows / 50)
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(12), atol=1e-5, rtol=0)
+    torch.testing.assert_close(rotation @ torch.ones(12), torch.ones(12), atol=1e-5, rtol=0)
+
+
+def test_a_principal_rotation_puts_a_lone_direction_into_the_first_channel():
+    direction = torch.randn(12)
+    direction = direction - direction.mean()
+    direction /= direction.norm()
+    noise = 1e-3 * torch.randn(200, 12)
+    rows = torch.randn(200, 1) * direction + noise - noise.mean(1, keepdim=True)
+    turned = principal_rotation(rows.T @ rows / 200) @ direction
+    # The other channels share what makes the entries sum to zero: 1 / (D + sqrt(D)) each, but for the last.
+    expected = torch.full((12,), -1 / (12 + 12**0.5))
+    expected[0] += 1
+    expected[-1] = -(12**-0.5)
+    torch.testing.assert_close(turned * turned[0].sign(), expected, atol=2e-2, rtol=0)
+
+
+def test_a_turned_clip_computes_what_the_clip_does(clip):
+    inputs = batch()
+    turned = rotate_channels(clip, [inputs])
+    with torch.no_grad():
+        before, after = clip(**inputs), turned(**inputs)
+    torch.testing.assert_close(after.image_embeds, before.image_embeds, atol=1e-4, rtol=0)
+    torch.testing.assert_close(after.text_embeds, before.text_embeds, atol=1e-4, rtol=0)
+    assert not torch.allclose(
+        turned.vision_model.embeddings.class_embedding, clip.vision_model.embeddings.class_embedding
+    )
+
+
+def test_turning_leaves_the_ancestor_as_it_is(clip):
+    before = {name: weight.clone() for name, weight in clip.state_dict().items()}
+    rotate_channels(clip, [batch()])
+    for name, weight in clip.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+    assert not any(module._forward_pre_hooks for module in clip.modules())
+
+
+@pytest.mark.parametrize("encoder", ["vision_model", "text_model"])
+def test_leading_channels_of_a_turned_clip_hold_more_than_their_share(clip, encoder):
+    inputs = batch()
+    share = lambda model: (  # noqa: E731
+        (rows := read_by_layers(model, encoder, inputs))[:, : rows.shape[1] // 4].square().sum() / rows.square().sum()
+    )
+    turned = rotate_channels(clip, [inputs])
+    assert share(turned) > 0.4 > share(clip)
+
+
+def test_padding_has_no_say_in_the_rotation(clip):
+    inputs = batch()
+    other = dict(inputs, input_ids=inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, 5))
+    first, second = rotate_channels(clip, [inputs]), rotate_channels(clip, [other])
+    name = "text_model.encoder.layers.0.mlp.fc1.weight"
+    torch.testing.assert_close(first.get_parameter(name), second.get_parameter(name), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("scale_norms", "factor"), [(False, 1.0), (True, 2**0.5)])
+def test_slices_scale_their_layer_norms_by_the_root_of_the_width_lost(scale_norms, factor):
+    torch.manual_seed(0)
+    gene = LearngeneModel(gene_config(vision_depth=2, text_depth=2, scale_norms=scale_norms))
+    with torch.no_grad():
+        for blocks in gene.block_groups().values():
+            for parameter in blocks.parameters():
+                parameter.normal_()
+    width = gene.config.vision_config.hidden_size
+    whole, half = gene.descendant(), gene.descendant(width=width // 2)
+    for name in ("layer_norm1", "layer_norm2"):
+        key = f"vision_model.encoder.layers.1.{name}."
+        torch.testing.assert_close(
+            half.get_parameter(key + "weight"), factor * whole.get_parameter(key + "weight")[: width // 2]
+        )
+        torch.testing.assert_close(half.get_parameter(key + "bias"), whole.get_parameter(key + "bias")[: width // 2])
+    assert slice_norm_scale(width // 2, width) == pytest.approx(2**0.5)
