@@ -30,8 +30,11 @@ from benchmarks.fashion import environment
 from benchmarks.initialisers import GENES, INITIALISERS, Sources, extract_gene, turned_ancestor
 from benchmarks.settings import CONFIGURATIONS, Configuration, known_rows, make_quick_ancestor
 from benchmarks.single_encoders import image_task, text_task, train_classifier
+from mmlg_hf import ExtractionArguments
+from mmlg_hf.ancestors import gene_config
 from mmlg_hf.data import process_pairs
 from mmlg_hf.evaluation import class_embeddings
+from mmlg_hf.extraction_trainers import size_grid
 from mmlg_hf.inspection import measure_size
 from mmlg_hf.metrics import classification_results, label_ranks, retrieval_results
 from mmlg_hf.model_loading import quiet
@@ -39,6 +42,7 @@ from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 from mmlg_hf.vocabulary import trim_embedding, trim_tokenizer
 
 TUNING_SEED = 100
+CURVE_SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the steps, where curves are measured
 EXTRACTION = {
     "per_device_train_batch_size": 64,
     "learning_rate": 1e-3,
@@ -176,9 +180,9 @@ class Study:
         }
 
     def fine_tune(
-        self, model: CLIPModel, seed: int, rate: float, steps: int, every: int | None = None
+        self, model: CLIPModel, seed: int, rate: float, steps: int, measured: tuple[int, ...] = ()
     ) -> tuple[float, list[dict[str, Any]]]:
-        """Fine-tune with `ContrastiveTrainer`; return the seconds of training, and the curve if one is asked for."""
+        """Fine-tune with `ContrastiveTrainer`; return the seconds of training, and the curve at the measured steps."""
         curve: list[dict[str, Any]] = []
         measuring = 0.0
         study = self
@@ -186,16 +190,14 @@ class Study:
         class Curve(TrainerCallback):
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 nonlocal measuring
-                if every and state.global_step % every == 0:
+                if state.global_step in measured:
                     started = time.perf_counter()
                     curve.append({"step": state.global_step, **study.measure(model, "validation")})
                     model.train()
                     measuring += time.perf_counter() - started
 
         args = TrainingArguments(**self.training_arguments(steps, rate), seed=seed)
-        trainer = ContrastiveTrainer(
-            model, args, self.collator, self.train_pairs(seed), callbacks=[Curve()] if every else None
-        )
+        trainer = ContrastiveTrainer(model, args, self.collator, self.train_pairs(seed), callbacks=[Curve()])
         started = time.perf_counter()
         trainer.train()
         return time.perf_counter() - started - measuring, curve
@@ -267,8 +269,9 @@ def run_curves(study: Study, results: Results, sources: Sources, method: str, se
         def run(depth: int = depth, width: int = width) -> dict[str, Any]:
             model = INITIALISERS[method](sources, depth, width, seed)
             start = {"step": 0, **study.measure(model, "validation")}
-            every = max(study.options.curve_steps // 12, 1)
-            seconds, curve = study.fine_tune(model, seed, rate, study.options.curve_steps, every)
+            steps = study.options.curve_steps
+            measured = tuple(max(round(steps * share), 1) for share in CURVE_SHARES)
+            seconds, curve = study.fine_tune(model, seed, rate, steps, measured)
             return {"rate": rate, "seconds": round(seconds, 2), "curve": [start, *curve]}
 
         results.add(f"curves/{method}/{depth}x{width}/{seed}", run)
@@ -297,15 +300,26 @@ def describe(study: Study, results: Results) -> None:
         about[f"{depth}x{width}"] = {"parameters": size.parameters, "gflops": flops}
     own = measure_size(config)
     results.found["sizes"] = about
+    own_gflops = (own.gflops_image or 0) + (own.gflops_text or 0)
+    results.found["extraction_gflops_per_step"] = extraction_gflops(study, own_gflops)
     results.found["ancestor"] = {
         "parameters": study.ancestor.num_parameters(),
         "parameters_untrimmed": study.ancestor_parameters,
-        "gflops": (own.gflops_image or 0) + (own.gflops_text or 0),
+        "gflops": own_gflops,
         "test": study.measure(study.ancestor, "test"),
         "validation": study.measure(study.ancestor, "validation"),
     }
     records = study.work.glob("genes-*/*.json")
     results.found["genes"] = {f"{path.parent.name}/{path.stem}": json.loads(path.read_text()) for path in records}
+
+
+def extraction_gflops(study: Study, own: float) -> float:
+    """One step of MM-LG's extraction: the ancestor forward, the gene and the mean of its smaller networks trained."""
+    config = gene_config(study.ancestor, num_multimodal_blocks=1, num_unimodal_blocks=1, mixing="linear")
+    sizes = [measure_size(config.descendant_config(*size)) for size in size_grid(config)]
+    smaller = float(np.mean([(size.gflops_image or 0) + (size.gflops_text or 0) for size in sizes]))
+    samples = ExtractionArguments.__dataclass_fields__["elastic_samples"].default
+    return EXTRACTION["per_device_train_batch_size"] * (own + 3 * (own + samples * smaller))
 
 
 def run_study(options: argparse.Namespace, configuration: Configuration) -> Path:
@@ -330,6 +344,9 @@ def run_study(options: argparse.Namespace, configuration: Configuration) -> Path
             for method in options.methods:
                 if "curves" in options.parts:
                     run_curves(study, results, sources, method, seed, rates[method])
+        for seed in options.seeds:
+            sources = study.sources(seed)
+            for method in options.methods:
                 if "encoders" in options.parts:
                     run_encoders(study, results, sources, method, seed)
     results.save()

@@ -1,0 +1,331 @@
+"""Render the committed results of the initialisation study: `benchmarks/README.md`, `results/summary.json`, plots.
+
+    python -m benchmarks.report
+
+Everything is worked out from JSON files in `benchmarks/results` and beside the bundled gene; a test renders again and
+compares. Spreads are standard deviations over seeds.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report_plots import plot_all
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent / "README.md"
+ZOO = Path(__file__).parent.parent / "mmlg_hf" / "zoo" / "mmlg-fashion-48" / "results.json"
+OURS, EARLIER = "MM-LG", ("TLEG", "SWS", "Chebyshev")
+FIGURES = {"top1": "zero-shot", "image_to_text_R@10": "R@10", "mean_R@1": "R@1"}
+SMALLER = {"half depth": (3, 192), "half width": (6, 96), "half of both": (3, 96)}
+
+Array = Any
+
+
+class Family:
+    """The study's runs as arrays: figures[method][size] holds one value for each seed."""
+
+    def __init__(self, results: dict[str, Any]) -> None:
+        self.results, self.settings, runs = results, results["settings"], results["runs"]
+        self.methods = list(dict.fromkeys(key.split("/")[1] for key in runs if key.startswith("family/")))
+        self.seeds = sorted({int(key.split("/")[-1]) for key in runs if key.startswith("family/")})
+        self.sizes = [f"{depth}x{width}" for depth, width in self.settings["sizes"]]
+
+    def of(self, method: str, size: str, when: str, figure: str) -> Array:
+        """One figure of one descendant, in per cent, by seed: [seeds]."""
+        runs = [self.results["runs"][f"family/{method}/{size}/{seed}"] for seed in self.seeds]
+        return 100 * np.array([run[when][figure] for run in runs])
+
+    def mean(self, method: str, when: str, figure: str) -> Array:
+        """The family's mean by seed: [seeds]."""
+        return np.mean([self.of(method, size, when, figure) for size in self.sizes], axis=0)
+
+    def curve(self, method: str, figure: str = "mean_R@10") -> tuple[Array, Array]:
+        """Steps [S] and the figure in per cent [seeds, S] of the size that was trained on."""
+        depth, width = self.settings["curve_sizes"][0]
+        runs = [self.results["runs"][f"curves/{method}/{depth}x{width}/{seed}"]["curve"] for seed in self.seeds]
+        return np.array([point["step"] for point in runs[0]]), 100 * np.array([[p[figure] for p in r] for r in runs])
+
+    def classifier(self, modality: str, method: str) -> Array:
+        """Mean accuracy over the sizes of image-only or text-only descendants, in per cent, by seed."""
+        runs = self.results["runs"]
+        sizes = [f"{depth}x{width}" for depth, width in self.settings["encoder_sizes"]]
+        return 100 * np.array(
+            [np.mean([runs[f"{modality}/{method}/{size}/{seed}"]["top1"] for size in sizes]) for seed in self.seeds]
+        )
+
+    @property
+    def modalities(self) -> list[str]:
+        """The single encoders that all methods and seeds were measured with."""
+        wanted = len(self.methods) * len(self.seeds) * len(self.settings["encoder_sizes"])
+        runs = self.results["runs"]
+        return [name for name in ("image", "text") if sum(key.startswith(f"{name}/") for key in runs) == wanted]
+
+    def stored_megabytes(self, method: str) -> float | None:
+        """What has to be kept to start all sizes, in float16; None for what starts from nothing."""
+        if method == "scratch":
+            return None
+        genes = {key.split("/")[1]: record for key, record in self.results["genes"].items()}
+        parameters = genes[method]["parameters"] if method in genes else self.results["ancestor"]["parameters"]
+        return 2 * parameters / 1e6
+
+
+def told(values: Array, digits: int = 1) -> str:
+    values = np.atleast_1d(values)
+    spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{spread}"
+
+
+def family_table(family: Family) -> list[str]:
+    lines = [
+        "| start | stored, MB | zero-shot before | R@10 before | zero-shot after | R@10 after | R@1 after |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method in family.methods:
+        stored = family.stored_megabytes(method)
+        cells = [method, "none" if stored is None else f"{stored:.1f}"]
+        cells += [told(family.mean(method, "before", name)) for name in ("top1", "image_to_text_R@10")]
+        cells += [told(family.mean(method, "after", name)) for name in ("top1", "image_to_text_R@10", "mean_R@1")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def size_table(family: Family, when: str) -> list[str]:
+    """R@10 of every member."""
+    lines = [f"| start | {' | '.join(family.sizes)} |", f"|---|{'---|' * len(family.sizes)}"]
+    for method in family.methods:
+        cells = [told(family.of(method, size, when, "image_to_text_R@10")) for size in family.sizes]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def curve_table(family: Family) -> list[str]:
+    steps, _ = family.curve(OURS)
+    shown = [index for index, step in enumerate(steps) if step in (0, *steps[1::2], steps[-1])]
+    lines = [f"| start | {' | '.join(f'{steps[i]} steps' for i in shown)} |", f"|---|{'---|' * len(shown)}"]
+    for method in family.methods:
+        values = family.curve(method)[1]
+        lines.append(f"| {method} | {' | '.join(told(values[:, i]) for i in shown)} |")
+    return lines
+
+
+def classifier_table(family: Family) -> list[str]:
+    modalities = family.modalities
+    lines = [f"| start | {' | '.join(f'{name}-only' for name in modalities)} |", f"|---|{'---|' * len(modalities)}"]
+    for method in family.methods:
+        lines.append(f"| {method} | {' | '.join(told(family.classifier(m, method)) for m in modalities)} |")
+    return lines
+
+
+def retention_table(zoo: dict[str, Any]) -> list[str]:
+    """The bundled gene's descendants before any fine-tuning, on all test pairs: one run."""
+    ancestor = zoo["models"][0]["figures"]
+    lines = [
+        "| model | parameters | zero-shot | of the ancestor's | R@10 | of the ancestor's |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in zoo["models"]:
+        cells = [model["name"], f"{model['parameters']:,}"]
+        for name in ("top1", "image_to_text_R@10"):
+            value = model["figures"][name]
+            cells += [f"{100 * value:.1f}", f"{100 * value / ancestor[name]:.0f} %"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def retention(family: Family) -> dict[str, dict[str, Array]]:
+    """Shares of the ancestor's figures that MM-LG's untrained descendants keep, in per cent, by seed."""
+    ancestor = family.results["ancestor"]["test"]
+    names = ("top1", "image_to_text_R@10")
+    return {
+        what: {name: family.of(OURS, f"{depth}x{width}", "before", name) / ancestor[name] for name in names}
+        for what, (depth, width) in SMALLER.items()
+    }
+
+
+def cost(family: Family) -> dict[str, Any]:
+    """The price of the family at the accuracy that scratch ends at: extraction and fine-tuning, or training each.
+
+    The steps are those of the size whose curve was measured; all sizes are charged as many.
+    """
+    steps, scratch = family.curve("scratch")
+    _, ours = family.curve(OURS)
+    reached = steps[np.argmax(ours.mean(0) >= scratch.mean(0)[-1])]
+    results, batch = family.results, family.settings["batch_size"]
+    gflops = [results["sizes"][size]["gflops"] for size in family.sizes]
+    each = 3 * batch * sum(gflops) / 1e3  # teraflops of one step of every size, backward counted twice the forward
+    extraction = family.settings["extraction_steps"] * results["extraction_gflops_per_step"] / 1e3
+    runs = results["runs"]
+    one_step = {
+        method: sum(
+            np.mean([runs[f"family/{method}/{size}/{seed}"]["seconds"] for seed in family.seeds])
+            for size in family.sizes
+        )
+        / family.settings["steps"]
+        for method in ("scratch", OURS)
+    }
+    seconds = np.median([r["seconds"] for key, r in results["genes"].items() if key.split("/")[1] == OURS])
+    last = int(steps[-1])
+    ours_teraflops, ours_seconds = extraction + reached * each, seconds + reached * one_step[OURS]
+    return {
+        "scratch_steps": last,
+        "our_steps": int(reached),
+        "teraflops": [last * each, ours_teraflops, last * each / ours_teraflops],
+        "seconds": [last * one_step["scratch"], ours_seconds, last * one_step["scratch"] / ours_seconds],
+    }
+
+
+def spread(values: Array) -> dict[str, Any]:
+    values = np.atleast_1d(values)
+    return {"mean": round(float(values.mean()), 2), "std": round(float(values.std(ddof=1)), 2), "seeds": len(values)}
+
+
+def summarise(family: Family, zoo: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each numbered target of the study: what was asked, what came out, and from which study."""
+    study = "initialisation.json"
+    rows: list[dict[str, Any]] = []
+
+    def add(target: str, measured: Any, met: bool, note: str | None = None) -> None:
+        rows.append({"target": target, "measured": measured, "met": bool(met), "study": study, "note": note})
+
+    ancestor = zoo["models"][0]["figures"]
+    by_size = {(m.get("depth"), m.get("width")): m["figures"] for m in zoo["models"] if m["role"] == "descendant"}
+    for what, shares in retention(family).items():
+        wanted = 60 if what == "half of both" else 80
+        for name, values in shares.items():
+            shipped = 100 * by_size[SMALLER[what]][name] / ancestor[name]
+            add(
+                f"1. {what}, before fine-tuning: at least {wanted} % of the ancestor's {FIGURES[name]}",
+                spread(values),
+                shipped >= wanted,
+                f"the bundled gene, extracted longer, keeps {shipped:.1f} % (one run, all test pairs); this decides",
+            )
+    after = lambda method, name: family.mean(method, "after", name)  # noqa: E731
+    for name, wanted in (("top1", 3.1), ("mean_R@1", 4.1)):
+        best = max(EARLIER, key=lambda method: after(method, name).mean())
+        margin = after(OURS, name) - after(best, name)
+        add(
+            f"2. after fine-tuning: {FIGURES[name]} at least {wanted} points over the best of {', '.join(EARLIER)}",
+            spread(margin) | {"best": best},
+            margin.mean() >= wanted,
+        )
+    for other in ("weight selection", "TinyCLIP inheritance", "TLEG, our extraction", "rotated inheritance"):
+        for name in ("top1", "mean_R@1"):
+            margin = after(OURS, name) - after(other, name)
+            add(f"2. after fine-tuning: {FIGURES[name]} ahead of {other}", spread(margin), margin.mean() > 0)
+    price = cost(family)
+    steps, scratch = family.curve("scratch")
+    longest = family.curve(OURS)[1][:, -1] - scratch[:, -1]
+    add(
+        f"2. level with training each size: R@10 (both directions, validation) after {steps[-1]} steps",
+        spread(longest),
+        longest.mean() >= 0,
+        "of the one size whose curve was measured",
+    )
+    for name in ("teraflops", "seconds"):
+        add(
+            f"3. the family at scratch's accuracy after {price['scratch_steps']} steps: at least 5x fewer {name}",
+            {"scratch": round(price[name][0], 1), "ours": round(price[name][1], 1), "ratio": round(price[name][2], 2)},
+            price[name][2] >= 5,
+            "extraction of one gene and fine-tuning of twelve sizes, against training each; steps of one size's curve",
+        )
+    ratio = price["scratch_steps"] / max(price["our_steps"], 1)
+    add(
+        "3. at least 5x fewer steps to scratch's final accuracy",
+        {"scratch": price["scratch_steps"], "ours": price["our_steps"], "ratio": round(ratio, 2)},
+        ratio >= 5,
+        "0 steps: before any fine-tuning" if price["our_steps"] == 0 else None,
+    )
+    gene = next(r["parameters"] for key, r in family.results["genes"].items() if key.split("/")[1] == OURS)
+    whole = family.results["ancestor"]["parameters_untrimmed"]
+    everything = sum(family.results["sizes"][size]["parameters"] for size in family.sizes)
+    trimmed = family.results["ancestor"]["parameters"]
+    add(
+        "4. the gene takes at most 25 % of the ancestor's bytes",
+        {"per_cent": round(100 * gene / whole, 1)},
+        gene <= 0.25 * whole,
+        f"{100 * gene / trimmed:.1f} % of the ancestor with the same trimmed vocabulary",
+    )
+    add(
+        "4. the gene takes at most 10 % of the family's bytes",
+        {"per_cent": round(100 * gene / everything, 1)},
+        gene <= 0.1 * everything,
+    )
+    return rows
+
+
+def summary_table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| target | measured | met |", "|---|---|---|"]
+    for row in rows:
+        measured = row["measured"]
+        if "std" in measured:
+            value = f"{measured['mean']} ± {measured['std']}" + (
+                f" ({measured['best']})" if "best" in measured else ""
+            )
+        else:
+            value = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in measured.items())
+        note = f"; {row['note']}" if row["note"] else ""
+        lines.append(f"| {row['target']} | {value}{note} | {'yes' if row['met'] else '**no**'} |")
+    return lines
+
+
+def choices_table(choices: dict[str, Any]) -> list[str]:
+    """The ablation: each choice of extraction against the default, on validation pairs."""
+    sizes = [f"{size['depth']} x {size['width']}" for size in next(iter(choices["runs"].values()))["sizes"]]
+    lines = [f"| extraction | {' | '.join(sizes)} |", f"|---|{'---|' * len(sizes)}"]
+    for name, run in choices["runs"].items():
+        cells = [
+            f"{100 * size['mean_R@1']:.1f} / {100 * size['image_to_text_R@10']:.1f} / {100 * size['top1']:.1f}"
+            for size in run["sizes"]
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def render(results: dict[str, Any], zoo: dict[str, Any], choices: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    """Return the text of benchmarks/README.md and the rows of summary.json."""
+    family = Family(results)
+    rows = summarise(family, zoo)
+    settings, price = family.settings, cost(family)
+    depth, width = settings["curve_sizes"][0]
+    template = (Path(__file__).parent / "README.template.md").read_text()
+    parts = {
+        "summary": summary_table(rows),
+        "retention": retention_table(zoo),
+        "family": family_table(family),
+        "before": size_table(family, "before"),
+        "after": size_table(family, "after"),
+        "curves": curve_table(family),
+        "classifiers": classifier_table(family),
+        "choices": choices_table(choices),
+    }
+    values: dict[str, Any] = {name: "\n".join(lines) for name, lines in parts.items()}
+    values |= {
+        "steps": settings["steps"], "batch": settings["batch_size"], "extraction": settings["extraction_steps"],
+        "extraction_pairs": settings["extraction_steps"] * 64, "seeds": len(family.seeds),
+        "test_pairs": settings["test_pairs"], "curve_size": f"{depth} x {width}",
+        "curve_steps": price["scratch_steps"],
+        "validation_pairs": settings["validation_pairs"], "encoder_steps": settings["encoder_steps"],
+        "hardware": results["hardware"], "torch": results["torch"], "commit": results["commit"][:7],
+        "ancestor_top1": f"{100 * results['ancestor']['test']['top1']:.1f}",
+        "ancestor_recall": f"{100 * results['ancestor']['test']['image_to_text_R@10']:.1f}",
+        "choices_steps": choices["settings"]["steps"], "choices_batch": choices["settings"]["batch_size"],
+    }  # fmt: skip
+    for name, value in values.items():
+        template = template.replace("{{ " + name + " }}", str(value))
+    return template, rows
+
+
+def main() -> None:
+    results, zoo = json.loads((RESULTS / "initialisation.json").read_text()), json.loads(ZOO.read_text())
+    text, rows = render(results, zoo, json.loads((RESULTS / "extraction_choices.json").read_text()))
+    README.write_text(text)
+    (RESULTS / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
+    plot_all(Family(results), RESULTS)
+    print("\n".join(summary_table(rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The initialisation study's pictures: curves, maps of the family, accuracy against what is stored."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+STYLES = {"MM-LG": ("#c0392b", 2.6), "scratch": ("#555555", 1.6)}
+
+
+def style(method: str, methods: list[str]) -> dict[str, Any]:
+    others = [name for name in methods if name not in STYLES]
+    if method in STYLES:
+        color, width = STYLES[method]
+    else:
+        color, width = matplotlib.colormaps["tab10"](others.index(method) % 10), 1.4
+    return {"color": color, "linewidth": width}
+
+
+def plot_curves(family: Any, path: Path) -> None:
+    """Accuracy against fine-tuning steps for each start."""
+    depth, width = family.settings["curve_sizes"][0]
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, name, label in (
+        (axes[0], "mean_R@10", "R@10, both directions (%)"),
+        (axes[1], "top1", "zero-shot top-1 (%)"),
+    ):
+        for method in family.methods:
+            steps, values = family.curve(method, name)
+            drawn = style(method, family.methods)
+            axis.plot(steps, values.mean(0), label=method, **drawn)
+            if len(values) > 1:
+                low, high = values.min(0), values.max(0)
+                axis.fill_between(steps, low, high, color=drawn["color"], alpha=0.12, linewidth=0)
+        axis.set(xlabel="fine-tuning steps", ylabel=label, xlim=(0, None), ylim=(0, None))
+        axis.grid(alpha=0.25)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    figure.suptitle(f"Depth {depth}, width {width}: how far each start carries (validation, band: all seeds)")
+    figure.savefig(path, dpi=110)
+
+
+def plot_maps(family: Any, path: Path) -> None:
+    """Depth x width maps of MM-LG and of the best other start, before and after fine-tuning."""
+    depths = sorted({depth for depth, _ in family.settings["sizes"]})
+    widths = sorted({width for _, width in family.settings["sizes"]})
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    axes = figure.subplots(2, 3)
+    name = "image_to_text_R@10"
+    compared = ["MM-LG", "TinyCLIP inheritance", "scratch"]
+    top = max(family.of(m, s, "after", name).mean() for m in compared for s in family.sizes)
+    for row, when in enumerate(("before", "after")):
+        for column, method in enumerate(compared):
+            values = np.array([[family.of(method, f"{d}x{w}", when, name).mean() for w in widths] for d in depths])
+            axis = axes[row, column]
+            image = axis.imshow(values, cmap="viridis", vmin=0, vmax=top, origin="lower", aspect="auto")
+            axis.set_xticks(range(len(widths)), widths)
+            axis.set_yticks(range(len(depths)), depths)
+            axis.set(xlabel="width", ylabel="depth", title=f"{method}, {when} fine-tuning")
+            axis.title.set_fontsize(10)
+            for (i, j), value in np.ndenumerate(values):
+                axis.text(j, i, f"{value:.0f}", ha="center", va="center", color="w" if value < 0.6 * top else "k")
+    figure.colorbar(image, ax=axes, label="image-to-text R@10 (%)")
+    figure.savefig(path, dpi=110)
+
+
+def plot_storage(family: Any, path: Path) -> None:
+    """The family's mean accuracy against the megabytes that have to be kept to start it."""
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True)
+    for axis, when in zip(axes, ("before", "after"), strict=True):
+        points = []
+        for method in family.methods:
+            stored = family.stored_megabytes(method) or 0.0
+            values = family.mean(method, when, "image_to_text_R@10")
+            points.append((stored, values.mean()))
+            color = style(method, family.methods)["color"]
+            axis.errorbar(
+                stored, values.mean(), yerr=values.std(ddof=1) if len(values) > 1 else None, fmt="o", color=color,
+                label=method, capsize=3,
+            )  # fmt: skip
+        best, front = -1.0, []
+        for stored, value in sorted(points):
+            if value > best:
+                best, front = value, [*front, (stored, value)]
+        axis.step(*zip(*front, strict=True), where="post", color="k", alpha=0.35, linestyle="--", linewidth=1)
+        axis.set(title=f"{when} fine-tuning", xlabel="stored, MB (float16)", ylim=(0, None))
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("R@10, mean of the family (%)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    figure.suptitle("Accuracy against what is kept to start all sizes; dashed: no other start is smaller and better")
+    figure.savefig(path, dpi=110)
+
+
+def plot_all(family: Any, folder: Path) -> None:
+    plot_curves(family, folder / "initialisation_curves.png")
+    plot_maps(family, folder / "initialisation_maps.png")
+    plot_storage(family, folder / "initialisation_storage.png")
