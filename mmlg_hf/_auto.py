@@ -17,6 +17,7 @@ def _register_models(auto: Any) -> None:
     from transformers import CLIPTextConfig
 
     from .alignment import dual_encoder  # noqa: F401 -- registers its config and model itself
+    from .clip_moe import modeling_clip_moe  # noqa: F401 -- likewise
     from .configuration_learngene import LearngeneConfig
     from .modeling_learngene import LearngeneForImageClassification, LearngeneModel
     from .modeling_text_classification import CLIPTextForSequenceClassification

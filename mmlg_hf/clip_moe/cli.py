@@ -50,16 +50,15 @@ def diversify(
     from .diversification import DiversifyArguments
     from .diversification import diversify as run
 
-    with _errors():
-        processor, rows = _inputs(base, data, split, image_column, text_column, limit)
-        args = DiversifyArguments(
-            num_experts=num_experts,
-            num_clusters=num_clusters,
-            max_dropped=max_dropped,
-            label_smoothing_factor=label_smoothing,
-            **_training(output, batch_size, learning_rate, epochs, max_steps, seed),
-        )
-        experts = run(base, rows, args, processor=processor)
+    processor, rows = _inputs(base, data, split, image_column, text_column, limit)
+    args = DiversifyArguments(
+        num_experts=num_experts,
+        num_clusters=num_clusters,
+        max_dropped=max_dropped,
+        label_smoothing_factor=label_smoothing,
+        **_training(output, batch_size, learning_rate, epochs, max_steps, seed),
+    )
+    experts = run(base, rows, args, processor=processor)
     _show_stages(output)
     console.print(f"{len(experts)} experts in {output}. Next: mmlg moe upcycle {base} --experts {output} --output ...")
 
@@ -77,11 +76,10 @@ def upcycle(
     from .upcycling import count_parameters
     from .upcycling import upcycle as run
 
-    with _errors():
-        given = [*_experts_in(experts), *(expert or [])]
-        mixture = run(base, given, num_experts_per_tok=num_experts_per_tok, seed=seed)
-        mixture.save_pretrained(output)
-        _processor(base).save_pretrained(output)
+    given = [*_experts_in(experts), *(expert or [])]
+    mixture = run(base, given, num_experts_per_tok=num_experts_per_tok, seed=seed)
+    mixture.save_pretrained(output)
+    _processor(base).save_pretrained(output)
     counts = count_parameters(mixture)
     console.print(
         f"{len(given) + 1} experts, {num_experts_per_tok} for each token: {counts['total']:,} parameters, "
@@ -109,25 +107,12 @@ def train_router(
     from .router import RouterArguments
     from .router import train_router as run
 
-    with _errors():
-        processor, rows = _inputs(mixture, data, split, image_column, text_column, limit)
-        args = RouterArguments(
-            train_experts=train_experts, **_training(output, batch_size, learning_rate, epochs, max_steps, seed)
-        )
-        run(mixture, rows, args, processor=processor)
+    processor, rows = _inputs(mixture, data, split, image_column, text_column, limit)
+    args = RouterArguments(
+        train_experts=train_experts, **_training(output, batch_size, learning_rate, epochs, max_steps, seed)
+    )
+    run(mixture, rows, args, processor=processor)
     console.print(f"The mixture is in {output}, the usage of its experts in {output / 'expert_usage.png'}")
-
-
-class _errors:
-    """Turn bad input into one sentence and exit code 2."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, LearngeneError):
-            Console(stderr=True).print(f"[red]Error:[/red] {error}", soft_wrap=True)
-            raise typer.Exit(2) from error
 
 
 def _training(

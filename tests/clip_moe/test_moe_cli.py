@@ -5,8 +5,8 @@ from pico import pico_clip, pico_pairs, pico_processor
 from transformers import CLIPModel, CLIPProcessor
 from typer.testing import CliRunner
 
+from mmlg_hf.cli import app
 from mmlg_hf.clip_moe import CLIPMoEModel
-from mmlg_hf.clip_moe.cli import app
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 
 def mmlg_moe(*arguments):
-    return CliRunner().invoke(app, list(map(str, arguments)))
+    return CliRunner().invoke(app, ["moe", *map(str, arguments)])
 
 
 def test_three_commands_make_a_trained_mixture(folder):
