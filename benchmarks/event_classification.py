@@ -234,7 +234,7 @@ def methods(learngene: str) -> dict:
         "descendant, richer pooling": (
             fit_features(learngene),
             first | {"depth": 2, "strength": 1.0},
-            [*for_networks, ("depth", [1, 4]), ("strength", [0.1])],
+            [("bins", [12]), ("depth", [1, 4]), ("strength", [0.1])],
         ),
         "same model from scratch": (
             fit_network(make_from_scratch(learngene)),
