@@ -15,16 +15,27 @@ from benchmarks.fashion import HUB_ID, environment, load_splits, measure
 from benchmarks.gene import arguments
 from mmlg_hf import extract_learngene
 
-_AFFINITY = {"affinity_weight": 1.0, "feature_weight": 0.0}
-_FEATURE = {"affinity_weight": 0.0, "feature_weight": 1.0}
+_AFFINITY = {"affinity_weight": 1.0, "feature_weight": 0.0, "rotate": False}
+_FEATURE = {"affinity_weight": 0.0, "feature_weight": 1.0, "rotate": False}
 CHOICES: dict[str, dict[str, Any]] = {
     "fitted, affinity": _AFFINITY,
     "random, affinity": _AFFINITY | {"initialisation": "random"},
     "fitted, feature": _FEATURE,
-    "fitted, affinity + feature": {"affinity_weight": 1.0, "feature_weight": 1.0},
+    "fitted, affinity + feature": _FEATURE | {"affinity_weight": 1.0},
     "fitted, feature, learned mixing": _FEATURE | {"mixing": "learned"},
-    "fitted, feature + contrastive": _FEATURE | {"contrastive_weight": 0.5},
-    "fitted, feature, not elastic": _FEATURE | {"elastic": False},
+    # With the ancestor's channels turned first, the default since.
+    "turned, fitted, feature": {},
+    "turned, fitted, feature, not elastic": {"elastic": False},
+    "turned, fitted, feature, learned mixing": {"mixing": "learned"},
+    "turned, fitted, feature, Chebyshev, two blocks each": {
+        "mixing": "chebyshev",
+        "num_multimodal_blocks": 2,
+        "num_unimodal_blocks": 2,
+    },
+    "turned, fitted, feature, multimodal block only": {"num_unimodal_blocks": 0},
+    "turned, fitted, feature + contrastive": {"contrastive_weight": 0.5},
+    "turned, fitted, affinity": {"affinity_weight": 1.0, "feature_weight": 0.0},
+    "turned, random, feature": {"initialisation": "random"},
 }
 SIZES = [(6, 192), (3, 192), (6, 96), (3, 96)]
 RESULTS = Path(__file__).parent / "results" / "extraction_choices.json"
@@ -38,16 +49,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rows", type=int, default=600, help="validation pairs measured on")
+    parser.add_argument("--only", nargs="+", default=list(CHOICES), choices=CHOICES, metavar="CHOICE")
     options = parser.parse_args()
 
     splits = load_splits(options.data)
     validation = splits["validation"].select(range(options.rows))
     class_names = sorted(set(validation["articleType"]))
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name, changes in CHOICES.items():
+    for name in options.only:
         if name in done.get("runs", {}):
             continue
-        changes = changes | {"max_steps": options.steps, "per_device_train_batch_size": options.batch_size}
+        changes = CHOICES[name] | {"max_steps": options.steps, "per_device_train_batch_size": options.batch_size}
         # One folder of ancestor outputs serves all runs: they see the same data and the same ancestor.
         changes |= {"ancestor_cache_dir": f"{options.work}/ancestor_outputs", "save_strategy": "no"}
         gene: Any = extract_learngene(options.ancestor, splits["train"], arguments(options.work, **changes))
@@ -55,7 +67,8 @@ def main() -> None:
         for depth, width in SIZES:
             figures = measure(gene.descendant(depth, width), validation, gene.processor, class_names)
             run["sizes"].append({"depth": depth, "width": width, **figures})
-        done = {"settings": vars(options), **environment(), "runs": {**done.get("runs", {}), name: run}}
+        settings = {key: getattr(options, key) for key in ("steps", "batch_size", "rows")}
+        done = {"settings": settings, **environment(), "runs": {**done.get("runs", {}), name: run}}
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(done, indent=1) + "\n")
         print(name, [{k: round(v, 4) for k, v in size.items()} for size in run["sizes"]], flush=True)

@@ -27,12 +27,13 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor, TrainerCallback, TrainingArguments
 
 from benchmarks.fashion import environment
-from benchmarks.initialisers import GENES, INITIALISERS, Sources, extract_gene, turned_ancestor
+from benchmarks.initialisers import BUNDLED, GENES, INITIALISERS, Sources, extract_gene, turned_ancestor
 from benchmarks.settings import CONFIGURATIONS, Configuration, known_rows, make_quick_ancestor
 from benchmarks.single_encoders import image_task, text_task, train_classifier
 from mmlg_hf import ExtractionArguments
 from mmlg_hf.ancestors import gene_config
 from mmlg_hf.data import process_pairs
+from mmlg_hf.descendants import load_learngene
 from mmlg_hf.evaluation import class_embeddings
 from mmlg_hf.extraction_trainers import size_grid
 from mmlg_hf.inspection import measure_size
@@ -121,6 +122,13 @@ class Study:
     def sources(self, seed: int) -> Sources:
         """The ancestor and the genes of one seed, extracted where they are not there yet."""
         options, sources = self.options, Sources(self.ancestor, self.turned)
+        if BUNDLED in options.methods:
+            sources.genes[BUNDLED] = gene = load_learngene(options.gene, dtype=torch.float32)
+            have, want = gene.config.text_config.vocab_size, len(self.processor.tokenizer)
+            if have != want:
+                raise SystemExit(
+                    f"{options.gene} has {have} tokens, the data {want}: leave {BUNDLED!r} out of --methods"
+                )
         for name in GENES:
             if name not in options.methods:
                 continue
@@ -290,7 +298,7 @@ def run_encoders(study: Study, results: Results, sources: Sources, method: str, 
             results.add(f"{modality}/{method}/{depth}x{width}/{seed}", run)
 
 
-def describe(study: Study, results: Results) -> None:
+def describe(study: Study, results: Results, sources: Sources) -> None:
     """What the figures are measured against: the ancestor's own, sizes in bytes and FLOPs, the genes' cost."""
     options, config = study.options, study.ancestor.config
     about: dict[str, Any] = {}
@@ -311,6 +319,10 @@ def describe(study: Study, results: Results) -> None:
     }
     records = study.work.glob("genes-*/*.json")
     results.found["genes"] = {f"{path.parent.name}/{path.stem}": json.loads(path.read_text()) for path in records}
+    if BUNDLED in sources.genes:
+        gene, recipe = sources.genes[BUNDLED], sources.genes[BUNDLED].config.recipe
+        about = {"seconds": recipe["seconds"], "parameters": gene.num_parameters(), "steps": recipe["steps"]}
+        results.found["genes"][f"bundled/{BUNDLED}"] = about | {"batch_size": recipe["batch_size"]}
 
 
 def extraction_gflops(study: Study, own: float) -> float:
@@ -326,7 +338,8 @@ def run_study(options: argparse.Namespace, configuration: Configuration) -> Path
     """Do the runs that the results file does not hold yet; return the file."""
     name = "initialisation" + ("" if configuration.name == "fashion" else f"-{configuration.name}")
     name += "-quick" if options.quick else ""
-    left_out = ("output", "work", "data", "ancestor", "clothing", "parts", "seeds", "methods")
+    name += "-long" if options.long else ""
+    left_out = ("output", "work", "data", "ancestor", "clothing", "parts", "seeds", "methods", "gene")
     settings = {key: value for key, value in vars(options).items() if key not in left_out}
     path = Path(options.output, f"{name}.json")
     results = Results(path, json.loads(json.dumps(settings)))
@@ -335,7 +348,7 @@ def run_study(options: argparse.Namespace, configuration: Configuration) -> Path
         rates: dict[str, float] = {}
         for seed in options.seeds:
             sources = study.sources(seed)
-            describe(study, results)
+            describe(study, results, sources)
             for method in options.methods:
                 if method not in rates:
                     rates[method] = tuned_rate(study, results, sources, method)
@@ -363,17 +376,24 @@ def main() -> None:
     )
     parser.add_argument("--work", help="folder of genes; by default runs/initialisation, with --quick ...-quick")
     parser.add_argument("--output", default="benchmarks/results")
-    parser.add_argument("--methods", nargs="+", default=list(INITIALISERS), choices=INITIALISERS)
+    parser.add_argument("--gene", default="mmlg-fashion-48", help=f"gene of {BUNDLED!r}: it must be this ancestor's")
+    parser.add_argument("--methods", nargs="+", choices=INITIALISERS, help="all, if the data is the bundled gene's")
     parser.add_argument("--parts", nargs="+", default=["family", "curves", "encoders"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--long", type=int, metavar="STEPS", help="curves of scratch alone, over so many steps")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     configuration = CONFIGURATIONS[options.configuration]
     for key, value in (configuration.settings | (configuration.quick if options.quick else {})).items():
         setattr(options, key, value)
+    if options.long:
+        options.curve_steps, options.parts, options.methods = options.long, ["curves"], ["scratch"]
     options.data = options.data or configuration.data
     options.work = options.work or f"runs/{configuration.name}-initialisation{'-quick' if options.quick else ''}"
     options.ancestor = options.ancestor or configuration.ancestor
+    # Another ancestor's descendants are no match for the bundled gene's.
+    foreign = options.quick or configuration.name != "fashion"
+    options.methods = options.methods or [name for name in INITIALISERS if not (foreign and name == BUNDLED)]
     if options.ancestor is None and not options.quick:
         parser.error("give --ancestor, e.g. the one that `python -m benchmarks.ancestor` trains")
     print(run_study(options, configuration))

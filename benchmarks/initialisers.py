@@ -65,6 +65,8 @@ class Sources:
         return whole.descendant_config(depth, width)
 
 
+BUNDLED = "MM-LG, bundled"  # the gene that comes with the package: extracted as MM-LG is, but longer
+
 Initialiser = Callable[[Sources, int, int, int], CLIPModel]
 
 
@@ -146,7 +148,7 @@ INITIALISERS: dict[str, Initialiser] = {
     "weight selection": by_weight_selection,
     "TinyCLIP inheritance": by_inheritance,
     "rotated inheritance": by_rotated_inheritance,
-    **{name: from_gene(name) for name in GENES},
+    **{name: from_gene(name) for name in (*GENES, BUNDLED)},
 }
 
 

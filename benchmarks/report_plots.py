@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-STYLES = {"MM-LG": ("#c0392b", 2.6), "scratch": ("#555555", 1.6)}
+STYLES = {"MM-LG, bundled": ("#c0392b", 2.8), "MM-LG": ("#e67e22", 2.2), "scratch": ("#555555", 1.6)}
 
 
 def style(method: str, methods: list[str]) -> dict[str, Any]:
@@ -44,13 +44,13 @@ def plot_curves(family: Any, path: Path) -> None:
 
 
 def plot_maps(family: Any, path: Path) -> None:
-    """Depth x width maps of MM-LG and of the best other start, before and after fine-tuning."""
+    """Depth x width maps of three starts, before and after fine-tuning."""
     depths = sorted({depth for depth, _ in family.settings["sizes"]})
     widths = sorted({width for _, width in family.settings["sizes"]})
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     axes = figure.subplots(2, 3)
     name = "image_to_text_R@10"
-    compared = ["MM-LG", "TinyCLIP inheritance", "scratch"]
+    compared = ["MM-LG, bundled", "TinyCLIP inheritance", "scratch"]
     top = max(family.of(m, s, "after", name).mean() for m in compared for s in family.sizes)
     for row, when in enumerate(("before", "after")):
         for column, method in enumerate(compared):

@@ -1,7 +1,6 @@
 """The starts that the initialisation study compares, by their published rules; and its report against its results."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,6 @@ from pico import pico_clip
 from benchmarks import report
 from benchmarks.initialisers import INITIALISERS, Sources, StageWiseModel, turned_ancestor
 from mmlg_hf.ancestors import gene_config
-
-ROOT = Path(__file__).parent.parent
 
 
 def inputs(rows=8):
@@ -83,12 +80,9 @@ def test_layers_of_one_stage_share_a_block(sources, depth, stages):
 
 
 def test_the_report_is_what_the_results_say():
-    results = ROOT / "benchmarks" / "results"
-    load = lambda name: json.loads((results / name).read_text())  # noqa: E731
-    zoo = json.loads(report.ZOO.read_text())
-    text, rows = report.render(load("initialisation.json"), zoo, load("extraction_choices.json"))
+    text, rows = report.render(report.read, json.loads(report.ZOO.read_text()))
     assert text == report.README.read_text()
-    assert json.loads(json.dumps(rows)) == load("summary.json")
+    assert json.loads(json.dumps(rows)) == report.read("summary.json")
     assert "{{" not in text
     for picture in ("curves", "maps", "storage"):
-        assert (results / f"initialisation_{picture}.png").stat().st_size > 10_000
+        assert (report.RESULTS / f"initialisation_{picture}.png").stat().st_size > 10_000
