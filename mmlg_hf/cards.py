@@ -224,9 +224,17 @@ def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
         "blocks": f"{multimodal} shared by both encoders and {unimodal} of each encoder's own" if multimodal else
         f"{unimodal} of each encoder",
         "mixing": config.get("mixing"),
+        "experts": _experts(encoders[0]),
         "ancestor": f"`{ancestor['id']}`" if ancestor.get("id") else "a CLIP model",
         "gene": f"`{provenance['id']}`" if provenance.get("id") else "it was made from",
     }  # fmt: skip
+
+
+def _experts(encoder: Mapping[str, Any]) -> str | None:
+    """What a mixture's template says about routing; None for a dense model."""
+    if not encoder.get("num_experts"):
+        return None
+    return f"{encoder.get('num_experts_per_tok')} of {encoder['num_experts']} experts process each token"
 
 
 def _pair(values: list[int]) -> str:

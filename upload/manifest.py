@@ -37,7 +37,8 @@ class Artifact:
         name: the repository's name in its namespace.
         kind: one of `mmlg_hf.cards.KINDS`; it chooses the card template.
         source: a folder relative to the manifest's `root`, or for a descendant a mapping with `gene` (the name of an
-            artifact) and the arguments of `from_learngene`.
+            artifact) and the arguments of `from_learngene`. A mixture is either: a folder with the model, or a mapping
+            with `gene` and `deltas`, a folder of `mmlg_hf.clip_moe.save_as_deltas`, relative to `root`.
         license: Hub identifier of the licence of the weights.
         data_license: licence of the data, in words.
         results: JSON file with the measured results, relative to `root`; None for an artifact without.
@@ -60,7 +61,10 @@ class Artifact:
             raise LearngeneError(f"{self.name}: kind is {self.kind!r}; it takes one of {', '.join(KINDS)}")
         if self.kind == "descendant" and not (isinstance(self.source, Mapping) and self.source.get("gene")):
             raise LearngeneError(f"{self.name}: a descendant's source is a mapping that names its gene")
-        if self.kind != "descendant" and not isinstance(self.source, str):
+        if self.kind == "mixture" and isinstance(self.source, Mapping):
+            if set(self.source) != {"gene", "deltas"}:
+                raise LearngeneError(f"{self.name}: a mixture's source is a folder, or names its gene and its deltas")
+        elif self.kind != "descendant" and not isinstance(self.source, str):
             raise LearngeneError(f"{self.name}: the source of a {self.kind} is a folder")
 
 

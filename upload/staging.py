@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mmlg_hf.cards import save_model_card
+from mmlg_hf.clip_moe import load_from_deltas
 from mmlg_hf.descendants import from_learngene, load_learngene
 from mmlg_hf.errors import LearngeneError
 
@@ -28,6 +29,8 @@ def stage(artifact: Artifact, manifest: Manifest, folder: Path, namespace: str) 
         _stage_gene(_source_folder(artifact, manifest), folder)
     elif artifact.kind == "descendant":
         _stage_descendant(artifact, manifest, folder, namespace)
+    elif artifact.kind == "mixture" and isinstance(artifact.source, Mapping):
+        _stage_mixture(artifact, manifest, folder, namespace)
     else:
         shutil.copytree(_source_folder(artifact, manifest), folder, dirs_exist_ok=True)
     save_model_card(
@@ -68,9 +71,25 @@ def _stage_descendant(artifact: Artifact, manifest: Manifest, folder: Path, name
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = from_learngene(source, **arguments)
-    for config in {id(part): part for part in config_parts(model.config)}.values():
-        config.learngene = {**config.learngene, "learngene": f"{namespace}/{gene.name}"}
+    _name_gene(model.config, f"{namespace}/{gene.name}")
     model.save_pretrained(folder)
+
+
+def _stage_mixture(artifact: Artifact, manifest: Manifest, folder: Path, namespace: str) -> None:
+    """Rebuild a mixture from the gene and what its experts add to it; save it whole, with the code that loads it."""
+    source: Mapping[str, Any] = artifact.source  # type: ignore[assignment]
+    gene = manifest[source["gene"]]
+    loaded: Any = load_learngene(_source_folder(gene, manifest))
+    mixture = load_from_deltas(manifest.root / source["deltas"], loaded)
+    _name_gene(mixture.config, f"{namespace}/{gene.name}")
+    mixture.save_pretrained(folder, with_code=True)
+    loaded.processor.save_pretrained(folder)
+
+
+def _name_gene(config: Any, name: str) -> None:
+    """Let a config say that its model grew from the gene as it is published, not from a folder of this machine."""
+    for part in {id(part): part for part in config_parts(config)}.values():
+        part.learngene = {**(getattr(part, "learngene", None) or {}), "learngene": name}
 
 
 def config_parts(config: Any) -> list[Any]:

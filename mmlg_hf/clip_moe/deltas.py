@@ -33,6 +33,7 @@ def save_as_deltas(
     width: int | tuple[int, int] | None = None,
     rank: int | None = None,
     dtype: torch.dtype = torch.float16,
+    with_gene: bool = True,
 ) -> dict[str, int]:
     """Write a gene, the differences of the mixture's base to its descendant, and of each expert to the base.
 
@@ -46,9 +47,10 @@ def save_as_deltas(
         width: of the descendant, likewise.
         rank: keep each expert's matrices as their best approximation of this rank; None keeps them whole.
         dtype: of the stored differences. Routers are kept as they are.
+        with_gene: also write the gene; False where it is kept elsewhere, once for all that grew from it.
 
     Returns:
-        Bytes: `gene` and `deltas` as written, and `mixture`, all parameters of the model in `dtype`.
+        Bytes: `gene` (0 without it) and `deltas` as written, and `mixture`, all parameters of the model in `dtype`.
 
     Raises:
         LearngeneError: if the descendant has other tensors than the base, or the rank is below 1.
@@ -69,27 +71,36 @@ def save_as_deltas(
     stored |= {name: value.cpu() for name, value in tensors.items() if ".mlp.router." in name}
     record = {"depth": depth, "width": width, "rank": rank, "config": model.config.to_dict()}
     folder = Path(folder)
-    _write(folder, stored, record, gene)
+    _write(folder, stored, record, gene if with_gene else None)
     return {
-        "gene": sum(file.stat().st_size for file in (folder / GENE).iterdir()),
+        "gene": sum(file.stat().st_size for file in folder.glob(f"{GENE}/*")),
         "deltas": (folder / DELTAS).stat().st_size,
         "mixture": sum(value.numel() for value in tensors.values()) * dtype.itemsize,
     }
 
 
 @torch.no_grad()
-def load_from_deltas(folder: str | os.PathLike) -> CLIPMoEModel:
+def load_from_deltas(folder: str | os.PathLike, gene: LearngeneModel | None = None) -> CLIPMoEModel:
     """Rebuild a mixture that `save_as_deltas` wrote, in float32 and evaluation mode.
 
+    Args:
+        folder: what was written.
+        gene: the gene it was stored against; None takes the one in the folder.
+
     Raises:
-        LearngeneError: if the folder holds no such mixture, or a tensor of it is missing or unknown.
+        LearngeneError: if the folder holds no such mixture or no gene and none is given, or a tensor of the mixture
+            is missing or unknown.
     """
     folder = Path(folder)
     if not (folder / RECORD).exists() or not (folder / DELTAS).exists():
         raise LearngeneError(f"{str(folder)!r} has no {RECORD} and {DELTAS}: `save_as_deltas` writes both")
     record = json.loads((folder / RECORD).read_text())
     stored = load_file(folder / DELTAS)
-    base = _grow(LearngeneModel.from_pretrained(folder / GENE), record["depth"], record["width"])
+    if gene is None:
+        if not (folder / GENE).is_dir():
+            raise LearngeneError(f"{str(folder)!r} was stored without its gene: pass the gene that it grew from")
+        gene = LearngeneModel.from_pretrained(folder / GENE)
+    base = _grow(gene, record["depth"], record["width"])
     model = CLIPMoEModel(CLIPMoEConfig.from_dict(record["config"]))
     _check_same_shapes(model, base)
     tensors, routed = model.state_dict(), expert_tensors(model.config)
@@ -149,11 +160,13 @@ def _take(stored: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
     return stored.pop(name).float() if name in stored else torch.zeros_like(like)
 
 
-def _write(folder: Path, stored: dict[str, Tensor], record: dict[str, Any], gene: LearngeneModel) -> None:
+def _write(folder: Path, stored: dict[str, Tensor], record: dict[str, Any], gene: LearngeneModel | None) -> None:
     """Write everything beside the folder first, so that no half of it is ever found under its name."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    gene.save_pretrained(part / GENE)
+    part.mkdir(parents=True)
+    if gene is not None:
+        gene.save_pretrained(part / GENE)
     save_file(stored, part / DELTAS, metadata={"format": "pt"})
     (part / RECORD).write_text(json.dumps(record, indent=1))
     if (folder / RECORD).exists():

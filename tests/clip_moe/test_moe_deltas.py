@@ -92,6 +92,15 @@ def test_an_earlier_folder_is_replaced_whole(gene, grown, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["deltas"]
 
 
+def test_a_gene_kept_elsewhere_is_given_at_loading(gene, grown, tmp_path):
+    sizes = save_as_deltas(grown, gene, tmp_path / "deltas", **SIZE, dtype=torch.float32, with_gene=False)
+    assert sorted(path.name for path in (tmp_path / "deltas").iterdir()) == ["deltas.json", "deltas.safetensors"]
+    assert sizes["gene"] == 0
+    assert worst(load_from_deltas(tmp_path / "deltas", gene), grown) < 1e-7
+    with pytest.raises(LearngeneError, match="stored without its gene"):
+        load_from_deltas(tmp_path / "deltas")
+
+
 def test_another_gene_size_is_refused_and_nothing_written(gene, grown, tmp_path):
     with pytest.raises(LearngeneError, match="give the gene, depth and width"):
         save_as_deltas(grown, gene, tmp_path / "deltas", depth=(3, 2))
