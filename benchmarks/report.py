@@ -33,22 +33,41 @@ class Family:
         self.results, self.settings, runs = results, results["settings"], results["runs"]
         measured = [key.split("/") for key in runs if key.startswith(("family/", "curves/"))]
         self.methods = list(dict.fromkeys(key[1] for key in measured))
-        self.seeds = sorted({int(key[-1]) for key in measured})
         self.sizes = [f"{depth}x{width}" for depth, width in self.settings["sizes"]]
+        everyone = sorted({int(key[-1]) for key in measured})
+        parts = {key[0] for key in measured}
+        # Only seeds that all of a method's runs were made with.
+        self.seeds = {
+            method: [seed for seed in everyone if all(self._complete(part, method, seed) for part in parts)]
+            for method in self.methods
+        }
 
-    def of(self, method: str, size: str, when: str, figure: str) -> Array:
-        """One figure of one descendant, in per cent, by seed: [seeds]."""
-        runs = [self.results["runs"][f"family/{method}/{size}/{seed}"] for seed in self.seeds]
+    def _complete(self, part: str, method: str, seed: int) -> bool:
+        depth, width = self.settings["curve_sizes"][0]
+        sizes = self.sizes if part == "family" else [f"{depth}x{width}"]
+        return all(f"{part}/{method}/{size}/{seed}" in self.results["runs"] for size in sizes)
+
+    def of(self, method: str, size: str, when: str, figure: str, seeds: list[int] | None = None) -> Array:
+        """One figure of one descendant, in per cent, by seed: [seeds]; None takes all seeds of the method."""
+        chosen = self.seeds[method] if seeds is None else seeds
+        runs = [self.results["runs"][f"family/{method}/{size}/{seed}"] for seed in chosen]
         return 100 * np.array([run[when][figure] for run in runs])
 
-    def mean(self, method: str, when: str, figure: str) -> Array:
+    def mean(self, method: str, when: str, figure: str, seeds: list[int] | None = None) -> Array:
         """The family's mean by seed: [seeds]."""
-        return np.mean([self.of(method, size, when, figure) for size in self.sizes], axis=0)
+        return np.mean([self.of(method, size, when, figure, seeds) for size in self.sizes], axis=0)
+
+    def margin(self, method: str, other: str, figure: str) -> Array:
+        """The difference of the family's means after fine-tuning, by seed that both have: [seeds]."""
+        seeds = [seed for seed in self.seeds[method] if seed in self.seeds[other]]
+        return self.mean(method, "after", figure, seeds) - self.mean(other, "after", figure, seeds)
 
     def curve(self, method: str, figure: str = "mean_R@10") -> tuple[Array, Array]:
         """Steps [S] and the figure in per cent [seeds, S] of the size that was trained on."""
         depth, width = self.settings["curve_sizes"][0]
-        runs = [self.results["runs"][f"curves/{method}/{depth}x{width}/{seed}"]["curve"] for seed in self.seeds]
+        runs = [
+            self.results["runs"][f"curves/{method}/{depth}x{width}/{seed}"]["curve"] for seed in self.seeds[method]
+        ]
         return np.array([point["step"] for point in runs[0]]), 100 * np.array([[p[figure] for p in r] for r in runs])
 
     def classifier(self, modality: str, method: str) -> Array:
@@ -56,15 +75,23 @@ class Family:
         runs = self.results["runs"]
         sizes = [f"{depth}x{width}" for depth, width in self.settings["encoder_sizes"]]
         return 100 * np.array(
-            [np.mean([runs[f"{modality}/{method}/{size}/{seed}"]["top1"] for size in sizes]) for seed in self.seeds]
+            [
+                np.mean([runs[f"{modality}/{method}/{size}/{seed}"]["top1"] for size in sizes])
+                for seed in self.seeds[method]
+            ]
         )
 
     @property
     def modalities(self) -> list[str]:
         """The single encoders that all methods and seeds were measured with."""
-        wanted = len(self.methods) * len(self.seeds) * len(self.settings["encoder_sizes"])
+        wanted = [
+            f"{method}/{depth}x{width}/{seed}"
+            for method in self.methods
+            for depth, width in self.settings["encoder_sizes"]
+            for seed in self.seeds[method]
+        ]
         runs = self.results["runs"]
-        return [name for name in ("image", "text") if sum(key.startswith(f"{name}/") for key in runs) == wanted]
+        return [name for name in ("image", "text") if all(f"{name}/{key}" in runs for key in wanted)]
 
     def stored_megabytes(self, method: str) -> float | None:
         """What has to be kept to start all sizes, in float16; None for what starts from nothing."""
@@ -171,7 +198,7 @@ def cost(family: Family, long: Family) -> dict[str, Any]:
     gene = results["genes"][f"bundled/{BUNDLED}"]
     extraction = gene["steps"] * gene["batch_size"] / 64 * results["extraction_gflops_per_step"] / 1e3
     one_step = sum(
-        np.median([results["runs"][f"family/scratch/{size}/{seed}"]["seconds"] for seed in family.seeds])
+        np.median([results["runs"][f"family/scratch/{size}/{seed}"]["seconds"] for seed in family.seeds["scratch"]])
         for size in family.sizes
     )
     one_step /= family.settings["steps"]
@@ -187,7 +214,8 @@ def cost(family: Family, long: Family) -> dict[str, Any]:
 
 def spread(values: Array) -> dict[str, Any]:
     values = np.atleast_1d(values)
-    return {"mean": round(float(values.mean()), 2), "std": round(float(values.std(ddof=1)), 2), "seeds": len(values)}
+    std = round(float(values.std(ddof=1)), 2) if len(values) > 1 else None
+    return {"mean": round(float(values.mean()), 2), "std": std, "seeds": len(values)}
 
 
 def summarise(family: Family, long: Family, zoo: dict[str, Any]) -> list[dict[str, Any]]:
@@ -210,10 +238,9 @@ def summarise(family: Family, long: Family, zoo: dict[str, Any]) -> list[dict[st
                 shipped >= wanted,
                 f"the bundled gene, extracted longer, keeps {shipped:.1f} % (one run, all test pairs); this decides",
             )
-    after = lambda method, name: family.mean(method, "after", name)  # noqa: E731
     for name, wanted in (("top1", 3.1), ("mean_R@1", 4.1)):
-        best = max(EARLIER, key=lambda method: after(method, name).mean())
-        margin = after(SHORT, name) - after(best, name)
+        best = max(EARLIER, key=lambda method: family.mean(method, "after", name).mean())
+        margin = family.margin(SHORT, best, name)
         add(
             f"2. fine-tuned: {FIGURES[name]} at least {wanted} points over the best of {', '.join(EARLIER)}",
             spread(margin) | {"best": best},
@@ -226,10 +253,11 @@ def summarise(family: Family, long: Family, zoo: dict[str, Any]) -> list[dict[st
     ):
         for other in others:
             for name in ("top1", "mean_R@1"):
-                margin = after(ours, name) - after(other, name)
+                margin = family.margin(ours, other, name)
                 add(f"2. fine-tuned: {FIGURES[name]} of {ours} ahead of {other}", spread(margin), margin.mean() > 0)
     price, curves = cost(family, long), (family.curve(BUNDLED), long.curve("scratch"))
-    margin = curves[0][1][:, -1] - curves[1][1][:, -1]
+    seeds = min(len(curves[0][1]), len(curves[1][1]))
+    margin = curves[0][1][:seeds, -1] - curves[1][1][:seeds, -1]
     add(
         f"2. level with pre-training and fine-tuning: R@10 (both directions) of {BUNDLED} after {curves[0][0][-1]} "
         f"steps, against scratch after {curves[1][0][-1]}",
@@ -275,9 +303,8 @@ def summary_table(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         measured = row["measured"]
         if "std" in measured:
-            value = f"{measured['mean']} ± {measured['std']}" + (
-                f" ({measured['best']})" if "best" in measured else ""
-            )
+            deviation = f" ± {measured['std']}" if measured["seeds"] > 1 else " (one seed)"
+            value = f"{measured['mean']}{deviation}" + (f", {measured['best']}" if "best" in measured else "")
         else:
             value = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in measured.items())
         note = f"; {row['note']}" if row["note"] else ""
@@ -319,7 +346,7 @@ def render(read: Callable[[str], dict[str, Any]], zoo: dict[str, Any]) -> tuple[
     values: dict[str, Any] = {name: "\n".join(lines) for name, lines in parts.items()}
     values |= {
         "steps": settings["steps"], "batch": settings["batch_size"], "extraction": settings["extraction_steps"],
-        "extraction_pairs": settings["extraction_steps"] * 64, "seeds": len(family.seeds),
+        "extraction_pairs": settings["extraction_steps"] * 64, "seeds": len(family.seeds[BUNDLED]),
         "test_pairs": settings["test_pairs"], "curve_size": f"{depth} x {width}",
         "curve_steps": settings["curve_steps"], "long_steps": long.settings["curve_steps"],
         "long": "\n".join(long_table(long)),

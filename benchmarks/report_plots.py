@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 STYLES = {"MM-LG, bundled": ("#c0392b", 2.8), "MM-LG": ("#e67e22", 2.2), "scratch": ("#555555", 1.6)}
+
+OTHERS = ("#1f77b4", "#17a589", "#27ae60", "#8e44ad", "#7f6a4f", "#5dade2", "#d98cb3", "#a2b627")
 
 
 def style(method: str, methods: list[str]) -> dict[str, Any]:
@@ -15,7 +16,7 @@ def style(method: str, methods: list[str]) -> dict[str, Any]:
     if method in STYLES:
         color, width = STYLES[method]
     else:
-        color, width = matplotlib.colormaps["tab10"](others.index(method) % 10), 1.4
+        color, width = OTHERS[others.index(method) % len(OTHERS)], 1.4
     return {"color": color, "linewidth": width}
 
 
@@ -60,7 +61,7 @@ def plot_maps(family: Any, path: Path) -> None:
             axis.set_xticks(range(len(widths)), widths)
             axis.set_yticks(range(len(depths)), depths)
             axis.set(xlabel="width", ylabel="depth", title=f"{method}, {when} fine-tuning")
-            axis.title.set_fontsize(10)
+            axis.title.set_fontsize(9)
             for (i, j), value in np.ndenumerate(values):
                 axis.text(j, i, f"{value:.0f}", ha="center", va="center", color="w" if value < 0.6 * top else "k")
     figure.colorbar(image, ax=axes, label="image-to-text R@10 (%)")
