@@ -292,3 +292,16 @@ def test_a_model_trained_since_it_was_loaded_is_saved_whole(saved, tmp_path):
 def test_a_model_as_it_was_loaded_is_recorded_by_its_name(saved):
     folder = saved("bert")
     assert align(saved("vit"), AutoModel.from_pretrained(folder)).config.text_base["name"] == folder
+
+
+def test_descendants_of_a_bundled_gene_are_recorded_by_its_name_and_not_by_where_it_is_installed(tmp_path):
+    image = from_learngene("mmlg-fashion-48", depth=1, width=32, modality="image")
+    text = from_learngene("mmlg-fashion-48", depth=1, width=32, modality="text")
+    model = aligned(image, text)
+    assert model.config.text_base["name"] == "mmlg-fashion-48"
+    model.save_pretrained(tmp_path / "pair")
+    assert "/zoo/" not in (tmp_path / "pair" / "config.json").read_text().replace("\\", "/")
+    loaded = DualEncoderModel.from_pretrained(tmp_path / "pair")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value)
+    assert load_processor(loaded).tokenizer.eos_token_id == text.config.eos_token_id
