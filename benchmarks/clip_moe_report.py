@@ -25,6 +25,11 @@ def values(results: dict[str, Any], arm: str, figure: str) -> list[float]:
     return [100 * run["figures"][figure] for run in runs if figure in run["figures"]]
 
 
+def arms_of(results: dict[str, Any]) -> dict[str, str]:
+    """The arms that were run, and their titles."""
+    return {arm: title for arm, title in ARMS.items() if any(run["name"] == arm for run in results["runs"])}
+
+
 def write_report(results: dict[str, Any], folder: Path, seed_folder: Path) -> None:
     """Write clip_moe.json, clip_moe.md and the plots.
 
@@ -48,7 +53,7 @@ def table(results: dict[str, Any]) -> str:
     figures = [name for name in FIGURES if values(results, "base", name)]
     titles = ["", "parameters", "active", "GFLOPs / pair", "training TFLOPs", *(FIGURES[name] for name in figures)]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for arm, title in ARMS.items():
+    for arm, title in arms_of(results).items():
         runs = [run for run in results["runs"] if run["name"] == arm]
         kind = "mixture" if arm in ("plain", "moe") else "dense"
         cells = [title, *(f"{runs[0]['parameters'][key] / 1e6:.2f} M" for key in ("total", "active"))]
@@ -66,7 +71,7 @@ def table(results: dict[str, Any]) -> str:
 def verdicts(results: dict[str, Any]) -> list[str]:
     """CLIP-MoE against each other arm, in points."""
     lines = []
-    for arm, title in ARMS.items():
+    for arm, title in arms_of(results).items():
         if arm == "moe":
             continue
         told = []
@@ -114,19 +119,20 @@ def storage_lines(storage: dict[str, Any] | None) -> list[str]:
 
 def plot_arms(results: dict[str, Any], path: Path) -> None:
     """One panel for each figure: the mean of each arm, and a dot for each seed."""
+    arms = arms_of(results)
     figures = [name for name in FIGURES if values(results, "base", name)]
     figure = Figure(figsize=(3.1 * len(figures), 3.8), layout="constrained")
     for panel, name in zip(figure.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
-        for place, arm in enumerate(ARMS):
+        for place, arm in enumerate(arms):
             found = values(results, arm, name)
             panel.bar(place, statistics.mean(found), color=COLORS[arm], width=0.75)
             panel.plot([place] * len(found), found, "o", color="black", markersize=3.5)
-        lowest = min(min(values(results, arm, name)) for arm in ARMS)
-        highest = max(max(values(results, arm, name)) for arm in ARMS)
+        lowest = min(min(values(results, arm, name)) for arm in arms)
+        highest = max(max(values(results, arm, name)) for arm in arms)
         margin = max(highest - lowest, 0.5)
         panel.set_ylim(max(0.0, lowest - margin), highest + 0.4 * margin)
         panel.set_title(FIGURES[name], fontsize=10)
-        panel.set_xticks(range(len(ARMS)), ARMS.values(), rotation=30, ha="right", fontsize=8)
+        panel.set_xticks(range(len(arms)), arms.values(), rotation=30, ha="right", fontsize=8)
     figure.axes[0].set_ylabel("per cent (axis cut; dots are seeds)")
     figure.savefig(path, dpi=120)
 
