@@ -35,12 +35,13 @@ class Family:
         self.methods = list(dict.fromkeys(key[1] for key in measured))
         self.sizes = [f"{depth}x{width}" for depth, width in self.settings["sizes"]]
         everyone = sorted({int(key[-1]) for key in measured})
-        parts = {key[0] for key in measured}
-        # Only seeds that all of a method's runs were made with.
-        self.seeds = {
-            method: [seed for seed in everyone if all(self._complete(part, method, seed) for part in parts)]
+        # By part and method: only seeds that all runs of the part were made with.
+        self.complete = {
+            (part, method): [seed for seed in everyone if self._complete(part, method, seed)]
+            for part in ("family", "curves")
             for method in self.methods
         }
+        self.seeds = {method: self.complete["family", method] for method in self.methods}
 
     def _complete(self, part: str, method: str, seed: int) -> bool:
         depth, width = self.settings["curve_sizes"][0]
@@ -66,7 +67,8 @@ class Family:
         """Steps [S] and the figure in per cent [seeds, S] of the size that was trained on."""
         depth, width = self.settings["curve_sizes"][0]
         runs = [
-            self.results["runs"][f"curves/{method}/{depth}x{width}/{seed}"]["curve"] for seed in self.seeds[method]
+            self.results["runs"][f"curves/{method}/{depth}x{width}/{seed}"]["curve"]
+            for seed in self.complete["curves", method]
         ]
         return np.array([point["step"] for point in runs[0]]), 100 * np.array([[p[figure] for p in r] for r in runs])
 

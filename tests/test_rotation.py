@@ -97,9 +97,11 @@ def test_turning_leaves_the_ancestor_as_it_is(clip):
 @pytest.mark.parametrize("encoder", ["vision_model", "text_model"])
 def test_leading_channels_of_a_turned_clip_hold_more_than_their_share(clip, encoder):
     inputs = batch()
-    share = lambda model: (  # noqa: E731
-        (rows := read_by_layers(model, encoder, inputs))[:, : rows.shape[1] // 4].square().sum() / rows.square().sum()
-    )
+
+    def share(model):
+        rows = read_by_layers(model, encoder, inputs)
+        return rows[:, : rows.shape[1] // 4].square().sum() / rows.square().sum()
+
     turned = rotate_channels(clip, [inputs])
     assert share(turned) > 0.4 > share(clip)
 
