@@ -151,6 +151,8 @@ def long_table(long: Family) -> list[str]:
 
 def classifier_table(family: Family) -> list[str]:
     modalities = family.modalities
+    if not modalities:
+        return ["Not measured yet (`--parts encoders`)."]
     lines = [f"| start | {' | '.join(f'{name}-only' for name in modalities)} |", f"|---|{'---|' * len(modalities)}"]
     for method in family.methods:
         lines.append(f"| {method} | {' | '.join(told(family.classifier(m, method)) for m in modalities)} |")

@@ -16,12 +16,13 @@ def load_any(folder: Path) -> Any:
     import transformers
 
     import mmlg_hf
-    from mmlg_hf import clip_moe
+    from mmlg_hf import alignment, clip_moe
 
     names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     for name in names:
         model_class = next(
-            (getattr(place, name) for place in (transformers, mmlg_hf, clip_moe) if name in dir(place)), None
+            (getattr(place, name) for place in (transformers, mmlg_hf, clip_moe, alignment) if name in dir(place)),
+            None,
         )
         if model_class is not None:
             return model_class.from_pretrained(folder).eval()
