@@ -60,10 +60,9 @@ EXTRACTION = {
 
 
 class Pairs(torch.utils.data.Dataset):
-    """Processed pairs in memory, with the columns that say what a photo shows."""
+    """Processed pairs in memory."""
 
     def __init__(self, rows: Dataset, processor: CLIPProcessor):
-        self.rows = rows
         batches = list(process_pairs(rows, processor, image_column="image", text_column="text").iter(512))
         self.pixel_values = torch.cat([batch["pixel_values"].half() for batch in batches])  # [N, 3, H, W]
         self.input_ids = [ids for batch in batches for ids in batch["input_ids"]]

@@ -111,8 +111,10 @@ def _read_moments(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> tuple[
 def _turn_layers(layers: Iterable[Any], rotation: Tensor) -> None:
     for layer in layers:
         attention = layer.self_attn
-        readers = ((layer.layer_norm1, (attention.q_proj, attention.k_proj, attention.v_proj)),)
-        for norm, linears in (*readers, (layer.layer_norm2, (layer.mlp.fc1,))):
+        for norm, linears in (
+            (layer.layer_norm1, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (layer.layer_norm2, (layer.mlp.fc1,)),
+        ):
             for linear in linears:
                 linear.bias.add_(linear.weight @ norm.bias)
                 linear.weight.copy_((linear.weight * norm.weight) @ rotation.T)
