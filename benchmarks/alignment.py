@@ -37,6 +37,7 @@ from transformers import TrainingArguments, set_seed
 from benchmarks.alignment_encoders import Columns, make_encoders
 from benchmarks.alignment_report import write_report
 from benchmarks.fashion import HUB_ID, TITLE, TOKENIZER_ID, TYPE, load_splits, make_processor, processed
+from benchmarks.files import write_json
 from mmlg_hf.alignment import RECIPES, DualEncoderModel, align, load_processor
 from mmlg_hf.alignment.pooling import pool_image, pool_text
 from mmlg_hf.evaluation import class_embeddings
@@ -255,7 +256,7 @@ def run_study(options: argparse.Namespace) -> Path:
     def add(run: dict[str, Any]) -> None:
         results["runs"].append(run)
         done.add(key_of(run))
-        save(path, results)
+        write_json(path, results)
 
     for recipe in options.recipes:
         for rate in LEARNING_RATES if options.tune else ():
@@ -281,7 +282,7 @@ def run_study(options: argparse.Namespace) -> Path:
                 model, figures = study.train(recipe, share, seed, rate, steps)
                 add({**run, **figures, **study.measure(model, "test", share == max(options.shares))})
                 tell(results["runs"][-1])
-    save(path, results)
+    write_json(path, results)
     write_report(path)
     return path
 
@@ -290,13 +291,6 @@ def best_rate(runs: list[dict[str, Any]], recipe: str) -> float:
     """The learning rate with the best recall on the validation split; the middle one where none was tried."""
     tried = [run for run in runs if run["kind"] == "tuning" and run["recipe"] == recipe]
     return max(tried, key=lambda run: run["mean_R@1"])["learning_rate"] if tried else LEARNING_RATES[1]
-
-
-def save(path: Path, results: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=1))
-    temporary.replace(path)
 
 
 def tell(run: dict[str, Any]) -> None:

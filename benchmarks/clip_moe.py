@@ -33,6 +33,7 @@ from transformers import CLIPModel, CLIPProcessor, TrainingArguments, set_seed
 
 from benchmarks.clip_moe_report import write_report
 from benchmarks.fashion import HUB_ID, TEMPLATES, TYPE, environment, load_splits, measure, processed
+from benchmarks.files import write_json
 from mmlg_hf import LearngeneModel, from_learngene
 from mmlg_hf.clip_moe import (
     CLIPMoEModel,
@@ -311,9 +312,7 @@ def once(study: Study, name: str, seed: int, run: Any) -> dict[str, Any]:
     if not path.exists():
         set_seed(seed)
         result = {"name": name, "seed": seed, **run(study, seed), "environment": environment()}
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(result, indent=1))
-        part.replace(path)
+        write_json(path, result)
         figures = result.get("figures", {})
         told = ", ".join(f"{key} {figures[key]:.4f}" for key in ("mean_R@1", "top1") if key in figures)
         print(f"{name}, seed {seed}: {told or 'done'}", flush=True)

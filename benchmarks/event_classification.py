@@ -35,6 +35,7 @@ from simulate import CLASSES, REAL_LIKE, SIMULATED, simulate_events
 from tasks import chamber_extent
 
 from benchmarks.event_report import write_report
+from benchmarks.files import write_json
 from mmlg_hf import from_learngene
 
 SIZES, SEEDS, SELECTION_SEED = (50, 200, 800), (0, 1, 2), 100
@@ -299,14 +300,14 @@ def study(data_sets: dict[str, Callable[[], Data]], table: dict, path: Path, siz
                 if cell not in results["choices"]:
                     setting, tried = choose(fit, load(), size, first, varied)
                     results["choices"][cell] = {"setting": setting, "tried": tried}
-                    save(results, path)
+                    write_json(path, results)
                 for seed in seeds:
                     if f"{cell}/{seed}" in results["runs"]:
                         continue
                     results["runs"][f"{cell}/{seed}"] = measure(
                         fit, load(), size, results["choices"][cell]["setting"], seed
                     )
-                    save(results, path)
+                    write_json(path, results)
                 print(
                     cell, [round(next(iter(results["runs"][f"{cell}/{s}"]["tests"].values()))["f1"], 3) for s in seeds]
                 )
@@ -320,13 +321,6 @@ def measure(fit, data: Data, size: int, setting: dict, seed: int) -> dict:
     seconds = round(time.perf_counter() - started, 2)
     tests = {name: scores(predict(name), data.labels(name), data.classes, data.positive) for name in data.tests}
     return {"seconds_to_train": seconds, "tests": tests}
-
-
-def save(results: dict, path: Path) -> None:
-    """Write the file whole or not at all."""
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def machine() -> dict:
@@ -359,7 +353,7 @@ def main() -> None:
     path = folder / "event_classification.json"
     results = study(data_sets, table, path, tuple(options.sizes), tuple(options.seeds))
     write_report(results, folder)
-    save(results, path)
+    write_json(path, results)
 
 
 if __name__ == "__main__":

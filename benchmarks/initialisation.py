@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor, TrainerCallback, TrainingArguments
 
 from benchmarks.fashion import environment
+from benchmarks.files import write_json
 from benchmarks.initialisers import BUNDLED, GENES, INITIALISERS, Sources, extract_gene, turned_ancestor
 from benchmarks.settings import CONFIGURATIONS, Configuration, known_rows, make_quick_ancestor
 from benchmarks.single_encoders import image_task, text_task, train_classifier
@@ -228,10 +229,7 @@ class Results:
         return self.found["runs"][key]
 
     def save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.found, indent=1) + "\n")
-        part.replace(self.path)
+        write_json(self.path, self.found)
 
 
 def tuned_rate(study: Study, results: Results, sources: Sources, method: str) -> float:
