@@ -11,7 +11,7 @@ each has the best of three learning rates, chosen on validation pairs with a see
     curves      some sizes, validation pairs, many steps: how long each start keeps its lead, and what scratch needs
     encoders    image-only descendants classify other photos (--clothing), text-only ones titles into sub-categories
 
-Runs that the results file holds are not repeated. `benchmarks.report` makes the tables and plots.
+Runs that the results file holds are not repeated. Plots are drawn beside it; `benchmarks.report` makes the tables.
 """
 
 import argparse
@@ -29,6 +29,8 @@ from transformers import CLIPModel, CLIPProcessor, TrainerCallback, TrainingArgu
 from benchmarks.fashion import environment
 from benchmarks.files import write_json
 from benchmarks.initialisers import BUNDLED, GENES, INITIALISERS, Sources, extract_gene, turned_ancestor
+from benchmarks.report import Family
+from benchmarks.report_plots import plot_all
 from benchmarks.settings import CONFIGURATIONS, Configuration, known_rows, make_quick_ancestor
 from benchmarks.single_encoders import image_task, text_task, train_classifier
 from mmlg_hf import ExtractionArguments
@@ -360,6 +362,8 @@ def run_study(options: argparse.Namespace, configuration: Configuration) -> Path
                 if "encoders" in options.parts:
                     run_encoders(study, results, sources, method, seed)
     results.save()
+    if {"family", "curves"} <= set(options.parts):
+        plot_all(Family(results.found), path)
     return path
 
 

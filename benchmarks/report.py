@@ -373,7 +373,7 @@ def main() -> None:
     text, rows = render(read, json.loads(ZOO.read_text()))
     README.write_text(text)
     (RESULTS / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
-    plot_all(Family(read("initialisation.json")), RESULTS)
+    plot_all(Family(read("initialisation.json")), RESULTS / "initialisation.json")
     print("\n".join(summary_table(rows)))
 
 

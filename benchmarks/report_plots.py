@@ -49,20 +49,25 @@ def plot_maps(family: Any, path: Path) -> None:
     depths = sorted({depth for depth, _ in family.settings["sizes"]})
     widths = sorted({width for _, width in family.settings["sizes"]})
     figure = Figure(figsize=(9, 6.4), layout="constrained")
-    axes = figure.subplots(2, 3)
     name = "image_to_text_R@10"
-    compared = ["MM-LG, bundled", "TinyCLIP inheritance", "scratch"]
+    ours = "MM-LG, bundled" if "MM-LG, bundled" in family.methods else "MM-LG"
+    compared = [method for method in (ours, "TinyCLIP inheritance", "scratch") if method in family.methods]
+    axes = figure.subplots(2, len(compared), squeeze=False)
     top = max(family.of(m, s, "after", name).mean() for m in compared for s in family.sizes)
     for row, when in enumerate(("before", "after")):
         for column, method in enumerate(compared):
-            values = np.array([[family.of(method, f"{d}x{w}", when, name).mean() for w in widths] for d in depths])
+            values = np.full((len(depths), len(widths)), np.nan)  # a family need not be a whole grid
+            for depth, width in family.settings["sizes"]:
+                cell = depths.index(depth), widths.index(width)
+                values[cell] = family.of(method, f"{depth}x{width}", when, name).mean()
             axis = axes[row, column]
             image = axis.imshow(values, cmap="viridis", vmin=0, vmax=top, origin="lower", aspect="auto")
             axis.set_xticks(range(len(widths)), widths)
             axis.set_yticks(range(len(depths)), depths)
             axis.set(xlabel="width", ylabel="depth", title=f"{method}, {when} fine-tuning")
             axis.title.set_fontsize(9)
-            for (i, j), value in np.ndenumerate(values):
+            for i, j in np.argwhere(~np.isnan(values)):
+                value = values[i, j]
                 axis.text(j, i, f"{value:.0f}", ha="center", va="center", color="w" if value < 0.6 * top else "k")
     figure.colorbar(image, ax=axes, label="image-to-text R@10 (%)")
     figure.savefig(path, dpi=110)
@@ -97,7 +102,7 @@ def plot_storage(family: Any, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def plot_all(family: Any, folder: Path) -> None:
-    plot_curves(family, folder / "initialisation_curves.png")
-    plot_maps(family, folder / "initialisation_maps.png")
-    plot_storage(family, folder / "initialisation_storage.png")
+def plot_all(family: Any, results: Path) -> None:
+    """Draw all three beside a results file, under its name."""
+    for plot, name in ((plot_curves, "curves"), (plot_maps, "maps"), (plot_storage, "storage")):
+        plot(family, results.with_name(f"{results.stem}_{name}.png"))
