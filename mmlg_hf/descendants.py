@@ -88,6 +88,8 @@ def load_learngene(
     if modality is not None:
         config.check_modality(modality)
     gene = cls.from_pretrained(name, modality=modality, dtype=dtype, **hub_kwargs)
+    if name != os.fspath(learngene):  # where this package lies is nothing for descendants to record
+        gene.config._name_or_path = gene.name_or_path = os.fspath(learngene)
     try:
         gene.processor = load_processor(folder)
     except LearngeneError:

@@ -157,7 +157,10 @@ def test_bundled_names_are_folders_of_the_package(monkeypatch, gene, tmp_path):
     monkeypatch.setattr("mmlg_hf.descendants.ZOO", tmp_path)
     assert bundled_learngenes() == ["pico-gene"]
     assert locate_learngene("pico-gene") == str(tmp_path / "pico-gene")
-    assert same_weights(from_learngene("pico-gene", 2, 8), gene.descendant(2, 8))
+    descendant = from_learngene("pico-gene", 2, 8)
+    assert same_weights(descendant, gene.descendant(2, 8))
+    assert descendant.config.learngene["learngene"] == descendant.name_or_path == "pico-gene"
+    assert str(tmp_path) not in descendant.config.to_json_string()
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -125,10 +125,10 @@ def record_base(
     found = {"fingerprint": fingerprint(encoder)}
     if not isinstance(source, PreTrainedModel):
         return {"name": os.fspath(source), "revision": getattr(encoder.config, "_commit_hash", None), **found}
-    name, gene = bundled_name(source.config.name_or_path), getattr(encoder.config, "learngene", None) or {}
+    name, gene = source.config.name_or_path, getattr(encoder.config, "learngene", None) or {}
     if not name or found["fingerprint"] is None:
         return None
-    if bundled_name(gene.get("learngene") or "") == name:
+    if gene.get("learngene") == name:
         size = {"depth": encoder.config.num_hidden_layers, "width": encoder.config.hidden_size}
         record = {"name": name, "revision": gene.get("revision"), "grown": size, **found}
     else:
@@ -140,13 +140,6 @@ def record_base(
     if record["revision"] is None:
         record["revision"] = getattr(again.config, "_commit_hash", None)
     return record if fingerprint(again) == record["fingerprint"] else None
-
-
-def bundled_name(name: str) -> str:
-    """The name of a bundled gene for the folder where it is installed; any other name as it is."""
-    from ..descendants import ZOO
-
-    return Path(name).name if Path(name).parent == ZOO else name
 
 
 def fingerprint(encoder: nn.Module) -> str | None:

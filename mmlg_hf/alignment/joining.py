@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from ..errors import LearngeneError
-from .bases import bundled_name, load_encoder, record_base
+from .bases import load_encoder, record_base
 from .dual_encoder import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE, DualEncoderConfig, DualEncoderModel
 from .pooling import check_pooling, default_pooling
 from .recipes import parts_of
@@ -85,10 +85,6 @@ def align(
         lora_rank=lora_rank,
         **settings,
     )
-    for part in (config.vision_config, config.text_config):  # where this package lies is nothing to save
-        part._name_or_path = bundled_name(part._name_or_path)
-        if gene := getattr(part, "learngene", None):
-            part.learngene = {**gene, "learngene": bundled_name(gene.get("learngene") or "")}
     model = DualEncoderModel(config, encoders["vision"], encoders["text"])
     _check_encoders(model)
     return model
