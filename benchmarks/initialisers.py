@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, set_seed
 
@@ -22,6 +22,7 @@ from mmlg_hf.data import process_pairs
 from mmlg_hf.expansion import slice_norm_scale
 from mmlg_hf.extraction_trainers import AncestorCollator, MultimodalExtractionTrainer
 from mmlg_hf.fitting import order_units, stack_layers
+from mmlg_hf.modeling_learngene import StackedParameters
 from mmlg_hf.rotation import rotate_channels
 from mmlg_hf.training import ImageTextCollator
 
@@ -37,7 +38,8 @@ GENES: dict[str, dict[str, Any]] = {
     "Chebyshev": _AS_PUBLISHED | {"num_unimodal_blocks": 4, "mixing": "chebyshev"},
     # Stage-wise weight sharing (SWS, IJCAI-24): a block for each stage; see `StageWiseModel`.
     "SWS": _AS_PUBLISHED | {"num_unimodal_blocks": STAGES, "mixing": "chebyshev"},
-    # Controls with our extraction: all but the shared block, and the shared block alone.
+    # Controls with our extraction: the shared block as the base, no shared block, and the shared block alone.
+    "MM-LG, shared base": {"mixing": "linear"},
     "TLEG, our extraction": _PER_ENCODER,
     "multimodal block only": {"num_multimodal_blocks": 1, "num_unimodal_blocks": 0},
 }
@@ -49,6 +51,11 @@ class StageWiseModel(LearngeneModel):
     def fixed_coefficients(self, depth: int) -> Tensor:
         stages = self.config.num_unimodal_blocks
         return F.one_hot(torch.arange(depth) * stages // depth, stages).float()
+
+    def _init_weights(self, module: Any) -> None:
+        super()._init_weights(module)
+        if isinstance(module, StackedParameters) and module.is_norm:
+            nn.init.ones_(module.weight)  # every block is a layer by itself
 
 
 @dataclass

@@ -7,7 +7,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTraine
 
 from .errors import LearngeneError
 
-MIXINGS = ("linear", "chebyshev", "learned")
+MIXINGS = ("shared-slope", "linear", "chebyshev", "learned")
 MODALITIES = ("multimodal", "image", "text")
 
 Size = int | tuple[int, int] | list[int] | None
@@ -23,8 +23,9 @@ class LearngeneConfig(PreTrainedConfig):
         projection_dim (`int`): size of the joint embedding.
         num_multimodal_blocks (`int`): blocks shared by both encoders. 0 gives each encoder its own gene (TLEG).
         num_unimodal_blocks (`int`): blocks of each encoder alone.
-        mixing (`str`): "linear" (1, l/L; at most two blocks a group), "chebyshev" (T_n(l/L)) or "learned" (one
-            coefficient per layer, block and parameter, trained, and interpolated over l/L for another depth).
+        mixing (`str`): "shared-slope" (one block each: V + (l/L) M), "linear" (1, l/L; at most two blocks a group; one
+            each: M + (l/L) V), "chebyshev" (T_n(l/L)) or "learned" (one coefficient per layer, block and parameter,
+            trained, and interpolated over l/L for another depth).
         scale_norms (`bool`): whether a slice of width w multiplies its LayerNorm weights by sqrt(W/w), as suits
             a gene whose leading channels hold most of the residual stream.
         logit_scale_init_value (`float`): natural logarithm of the initial logit scale, as in CLIP.
@@ -182,6 +183,12 @@ class LearngeneConfig(PreTrainedConfig):
                     f'{name} is {getattr(self, name)}, but mixing "linear" has two basis functions (1, l/L): '
                     'use at most 2 blocks, or mixing "chebyshev" or "learned"'
                 )
+        if self.mixing == "shared-slope" and (self.num_multimodal_blocks, self.num_unimodal_blocks) != (1, 1):
+            raise LearngeneError(
+                f"num_multimodal_blocks is {self.num_multimodal_blocks} and num_unimodal_blocks "
+                f'{self.num_unimodal_blocks}, but mixing "shared-slope" takes 1 and 1: use "linear", "chebyshev" or '
+                '"learned"'
+            )
         if self.num_multimodal_blocks + self.num_unimodal_blocks == 0:
             raise LearngeneError("num_multimodal_blocks and num_unimodal_blocks are both 0: a gene needs one block")
         if self.text_config is None and self.num_multimodal_blocks:

@@ -5,6 +5,8 @@ Layer l of L is a weighted sum of blocks, parameter by parameter (MM-LG, arXiv 2
     image encoder   W_l = sum_n f_n(l/L) * M_n + sum_n g_n(l/L) * V_n
     text encoder    W_l = sum_n f_n(l/L) * M_n + sum_n g_n(l/L) * T_n
 
+With one block each that is M + (l/L) * V, or, with a base of each encoder's own and a shared slope, V + (l/L) * M.
+
 The gene's own forward and every descendant are made by the functions below and by nothing else.
 """
 
@@ -83,9 +85,17 @@ def mixing_coefficients(mixing: str, num_multimodal: int, num_unimodal: int, dep
     """Return the fixed coefficients of one encoder's layers, [depth, num_multimodal + num_unimodal].
 
     In each group the n-th block takes basis function n. A lone unimodal block beside multimodal ones takes l/L, so
-    that the multimodal block is the common part and the unimodal one the growing difference.
+    that the multimodal block is the common part and the unimodal one the growing difference. "shared-slope" turns
+    these two about: the first layers of both encoders then have nothing in common.
     """
     positions = layer_positions(depth)
+    if mixing == "shared-slope":
+        if (num_multimodal, num_unimodal) != (1, 1):
+            raise ValueError(
+                f'mixing "shared-slope" is for one multimodal and one unimodal block, not {num_multimodal} and '
+                f"{num_unimodal}"
+            )
+        return torch.stack([positions, torch.ones_like(positions)], dim=1)
     multimodal = basis_functions(mixing, num_multimodal, positions)
     if num_multimodal and num_unimodal == 1:
         unimodal = positions[:, None]

@@ -45,7 +45,13 @@ class ExtractionArguments(TrainingArguments):
     num_unimodal_blocks: int | None = field(
         default=None, metadata={"help": "blocks of each encoder alone; None takes 1, and 2 for an image gene (TLEG)"}
     )
-    mixing: str = field(default="linear", metadata={"help": 'coefficients: "linear", "chebyshev" or "learned"'})
+    mixing: str | None = field(
+        default=None,
+        metadata={
+            "help": 'coefficients: "shared-slope", "linear", "chebyshev" or "learned"; None takes "shared-slope" for '
+            'one multimodal and one unimodal block, and "linear" for others'
+        },
+    )
     gene_depth: int | None = field(default=None, metadata={"help": "layers of the gene; None takes the ancestor's"})
     gene_width: int | None = field(
         default=None, metadata={"help": "hidden_size of the gene's wider encoder; None takes the ancestor's"}
@@ -206,11 +212,13 @@ def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: An
         batches = (collator(rows[start : start + 128]) for start in range(0, len(rows), 128))
         ancestor = rotate_channels(ancestor, batches)
     unimodal, multimodal = (2, 0) if is_classifier(ancestor) else (1, 1)
+    multimodal = multimodal if args.num_multimodal_blocks is None else args.num_multimodal_blocks
+    unimodal = unimodal if args.num_unimodal_blocks is None else args.num_unimodal_blocks
     config = gene_config(
         ancestor,
-        num_multimodal_blocks=multimodal if args.num_multimodal_blocks is None else args.num_multimodal_blocks,
-        num_unimodal_blocks=unimodal if args.num_unimodal_blocks is None else args.num_unimodal_blocks,
-        mixing=args.mixing,
+        num_multimodal_blocks=multimodal,
+        num_unimodal_blocks=unimodal,
+        mixing=args.mixing or ("shared-slope" if multimodal == unimodal == 1 else "linear"),
         depth=args.gene_depth,
         width=args.gene_width,
     )

@@ -172,9 +172,11 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
     def _build_blocks(self) -> None:
         config = self.config
         multimodal, unimodal = config.num_multimodal_blocks, config.num_unimodal_blocks
-        self.multimodal_blocks = LearngeneBlocks(config.widest, multimodal, True) if multimodal else None
+        shared_slope = config.mixing == "shared-slope"
+        own_slope = bool(multimodal) and unimodal == 1 and not shared_slope
+        self.multimodal_blocks = LearngeneBlocks(config.widest, multimodal, not shared_slope) if multimodal else None
         for modality, encoder in config.encoder_configs.items():
-            blocks = LearngeneBlocks(encoder, unimodal, not (multimodal and unimodal == 1)) if unimodal else None
+            blocks = LearngeneBlocks(encoder, unimodal, not own_slope) if unimodal else None
             setattr(self, BLOCKS[modality], blocks)
             if config.mixing == "learned":
                 shape = (encoder.num_hidden_layers, len(LAYER_AXES), multimodal + unimodal)

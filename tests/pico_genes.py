@@ -94,6 +94,7 @@ def pair_inputs(batch: int = 3) -> dict[str, Tensor]:
 
 # Mixing settings and encoder widths (vision, text) that every claim about sizes is tested on.
 MIXINGS = {
+    "shared-slope": {"mixing": "shared-slope", "num_multimodal_blocks": 1, "num_unimodal_blocks": 1},
     "linear": {"mixing": "linear", "num_multimodal_blocks": 1, "num_unimodal_blocks": 1},
     "linear-unimodal": {"mixing": "linear", "num_multimodal_blocks": 0, "num_unimodal_blocks": 2},
     "linear-multimodal": {"mixing": "linear", "num_multimodal_blocks": 2, "num_unimodal_blocks": 0},
@@ -111,6 +112,8 @@ def coefficient(gene: Any, encoder: str, parameter: str, block: int, layer: int,
         index = list(LAYER_AXES).index(parameter)
         learned = getattr(gene, f"{encoder}_coefficients")[:, index, block].tolist()
         return float(np.interp(x, np.arange(len(learned)) / len(learned), learned))
+    if config.mixing == "shared-slope":
+        return (x, 1.0)[block]
     order = block if block < config.num_multimodal_blocks else block - config.num_multimodal_blocks
     if config.num_multimodal_blocks and config.num_unimodal_blocks == 1 and block == config.num_multimodal_blocks:
         order = 1

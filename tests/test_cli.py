@@ -255,7 +255,7 @@ def test_extract_makes_a_gene_that_descend_grows(folders, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--mixing", "fourier"), "it takes one of 'linear', 'chebyshev', 'learned'"),
+        (("--mixing", "fourier"), "it takes one of 'shared-slope', 'linear', 'chebyshev', 'learned'"),
         (("--no_such_field", "1"), "no_such_field"),
         (("--text-column", "title"), "its columns are 'image', 'caption', 'label'"),
         (("--affinity_weight", "heavy"), "invalid float value"),

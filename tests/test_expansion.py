@@ -67,6 +67,17 @@ def test_a_lone_unimodal_block_is_the_growing_difference_to_the_multimodal_one()
         assert mixing_coefficients(mixing, 1, 1, depth=4).tolist() == expected
 
 
+def test_with_a_shared_slope_each_encoder_starts_from_its_own_block():
+    assert mixing_coefficients("shared-slope", 1, 1, depth=4).tolist() == [
+        [0.0, 1.0],
+        [0.25, 1.0],
+        [0.5, 1.0],
+        [0.75, 1.0],
+    ]
+    with pytest.raises(ValueError, match="for one multimodal and one unimodal block, not 2 and 1"):
+        mixing_coefficients("shared-slope", 2, 1, depth=4)
+
+
 def test_without_multimodal_blocks_a_lone_unimodal_block_is_every_layer():
     assert mixing_coefficients("linear", 0, 1, depth=3).tolist() == [[1.0]] * 3
 

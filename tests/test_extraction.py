@@ -97,6 +97,16 @@ def test_outer_weights_of_a_turned_ancestor_embed_alike(tmp_path):
     torch.testing.assert_close(own.text_embeds, theirs.text_embeds, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("blocks", "mixing"),
+    [((None, None), "shared-slope"), ((1, 1), "shared-slope"), ((0, 2), "linear"), ((2, 1), "linear")],
+)
+def test_the_slope_is_shared_where_there_is_one_block_of_each_kind(blocks, mixing, tmp_path):
+    multimodal, unimodal = blocks
+    args = arguments(tmp_path, max_steps=1, num_multimodal_blocks=multimodal, num_unimodal_blocks=unimodal)
+    assert extract_learngene(pico_clip(), pico_pairs(8), args, processor=pico_processor()).config.mixing == mixing
+
+
 def test_interrupted_extraction_resumes_to_the_same_weights(tmp_path):
     pairs, processor = pico_pairs(32), pico_processor()
     whole = extract_learngene(pico_clip(), pairs, arguments(tmp_path / "whole"), processor=processor)

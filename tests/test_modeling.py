@@ -265,6 +265,14 @@ def test_a_new_gene_starts_as_a_clip_with_plain_layer_norms():
     assert not gene.multimodal_blocks.layer_norm1.weight[1:].any()
 
 
+@pytest.mark.parametrize("mixing", ["shared-slope", "linear", "linear-unimodal"])
+def test_every_layer_norm_of_a_new_gene_is_one(mixing):
+    gene = LearngeneModel(gene_config(**MIXINGS[mixing]))
+    for modality in ("image", "text"):
+        weights = gene.layer_weights(modality)["layer_norm1.weight"]
+        assert torch.equal(weights, torch.ones_like(weights))
+
+
 def test_learned_mixing_starts_from_the_fixed_coefficients():
     gene = LearngeneModel(gene_config(**MIXINGS["learned"]))
     expected = mixing_coefficients("chebyshev", 2, 1, depth=3)
