@@ -26,13 +26,13 @@ def arrow(axes, start, end):
 
 
 def encoder(axes, x, y, depth, width, block, title):
-    """Draw a descendant's encoder: `depth` layers, the unimodal share growing with l/L."""
+    """Draw a descendant's encoder: `depth` layers, the shared slope's part growing with l/L."""
     for layer in range(depth):
         share = layer / depth
         bottom = y + layer * 0.36
-        axes.add_patch(plt.Rectangle((x, bottom), width * (1 - share / 2), 0.3, fc=COLORS["M"], ec="none"))
+        axes.add_patch(plt.Rectangle((x, bottom), width * (1 - share / 2), 0.3, fc=COLORS[block], ec="none"))
         axes.add_patch(
-            plt.Rectangle((x + width * (1 - share / 2), bottom), width * share / 2, 0.3, fc=COLORS[block], ec="none")
+            plt.Rectangle((x + width * (1 - share / 2), bottom), width * share / 2, 0.3, fc=COLORS["M"], ec="none")
         )
     axes.text(x + width / 2, y - 0.14, title, ha="center", va="top", fontsize=9, color="#333333")
 
@@ -47,7 +47,7 @@ def main() -> None:
     box(axes, 2.65, 0.75, 1.9, 0.62, COLORS["T"], "T  text")
     axes.text(3.6, 3.15, "learngene: one small artifact", ha="center", fontsize=10, color="#333333")
     axes.text(
-        3.6, 0.5, r"$W_l = M + \frac{l}{L}\,V$     $W_l = M + \frac{l}{L}\,T$", ha="center", va="top", fontsize=12
+        3.6, 0.5, r"$W_l = V + \frac{l}{L}\,M$     $W_l = T + \frac{l}{L}\,M$", ha="center", va="top", fontsize=12
     )
     arrow(axes, (4.7, 1.85), (5.6, 1.85))
     axes.text(5.15, 2.0, "grow", ha="center", fontsize=10, color="#555555")
