@@ -158,7 +158,9 @@ def plot_results(results: Mapping[str, Any], path: str | os.PathLike) -> None:
     if not shares:
         raise LearngeneError("There is nothing to draw: the results have no parameters, or no figure that is a share")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
+    smallest, largest = (pick(row["parameters"] for row in rows) / 1e6 for pick in (min, max))
     figure = Figure(figsize=(3.6 * len(shares), 3.2), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(shares), squeeze=False)[0]
     roles = [role for role in ROLES if any(row["role"] == role for row in rows)]
@@ -170,7 +172,11 @@ def plot_results(results: Mapping[str, Any], path: str | os.PathLike) -> None:
             values, errors = [100 * value for value in mean], [100 * value for value in std]
             panel.errorbar(x, values, yerr=errors, fmt="osD^vPX"[index], color=f"C{index}", capsize=3, label=role)
         panel.set(xscale="log", xlabel="parameters (millions)", ylabel=figure_title(name), ylim=(0, None))
+        # Labels at 1, 2 and 5 do not overlap, and so wide a range has one of them, however close the models lie.
+        panel.set_xlim(smallest / 1.6, largest * 1.6)
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize="small")
     # Without the software's version in its header the file depends on the results alone.
