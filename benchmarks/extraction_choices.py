@@ -2,8 +2,9 @@
 
     python -m benchmarks.extraction_choices --ancestor runs/ancestor [--data FOLDER] [--steps 60]
 
-Each choice changes one thing against the defaults; every run has the same data, steps, batch and learning rate. Runs
-that are done are not repeated. Writes `benchmarks/results/extraction_choices.json`.
+Each choice changes what its name says against the default extraction (a shared slope, channels turned, a fitted start,
+feature distillation, elastic with two smaller networks a step) at a rate of 1e-3. Every run sees the same number of
+pairs. Runs that are done are not repeated. Writes `benchmarks/results/extraction_choices.json`.
 """
 
 import argparse
@@ -15,27 +16,31 @@ from benchmarks.fashion import HUB_ID, environment, load_splits, measure
 from benchmarks.gene import arguments
 from mmlg_hf import extract_learngene
 
-_AFFINITY = {"affinity_weight": 1.0, "feature_weight": 0.0, "rotate": False}
-_FEATURE = {"affinity_weight": 0.0, "feature_weight": 1.0, "rotate": False}
+DEFAULT = "default"
+_SHARED_BASE = {"mixing": "linear", "num_multimodal_blocks": 1, "num_unimodal_blocks": 1}
+_AFFINITY = _SHARED_BASE | {"affinity_weight": 1.0, "feature_weight": 0.0, "rotate": False}
+_FEATURE = _SHARED_BASE | {"rotate": False}
 CHOICES: dict[str, dict[str, Any]] = {
-    "fitted, affinity": _AFFINITY,
-    "random, affinity": _AFFINITY | {"initialisation": "random"},
-    "fitted, feature": _FEATURE,
-    "fitted, affinity + feature": _FEATURE | {"affinity_weight": 1.0},
-    "fitted, feature, learned mixing": _FEATURE | {"mixing": "learned"},
-    # With the ancestor's channels turned first, the default since.
-    "turned, fitted, feature": {},
-    "turned, fitted, feature, not elastic": {"elastic": False},
-    "turned, fitted, feature, learned mixing": {"mixing": "learned"},
-    "turned, fitted, feature, Chebyshev, two blocks each": {
-        "mixing": "chebyshev",
-        "num_multimodal_blocks": 2,
-        "num_unimodal_blocks": 2,
-    },
-    "turned, fitted, feature, multimodal block only": {"num_unimodal_blocks": 0},
-    "turned, fitted, feature + contrastive": {"contrastive_weight": 0.5},
-    "turned, fitted, affinity": {"affinity_weight": 1.0, "feature_weight": 0.0},
-    "turned, random, feature": {"initialisation": "random"},
+    "shared base, not turned, affinity": _AFFINITY,
+    "shared base, not turned, affinity, random start": _AFFINITY | {"initialisation": "random"},
+    "shared base, not turned": _FEATURE,
+    "shared base, not turned, affinity + feature": _FEATURE | {"affinity_weight": 1.0},
+    "shared base": _SHARED_BASE,
+    DEFAULT: {},
+    "no shared block, two for each encoder": {"num_multimodal_blocks": 0, "num_unimodal_blocks": 2},
+    "shared block only": {"num_unimodal_blocks": 0},
+    "Chebyshev, two blocks each": {"mixing": "chebyshev", "num_multimodal_blocks": 2, "num_unimodal_blocks": 2},
+    "learned mixing": {"mixing": "learned"},
+    "random start": {"initialisation": "random"},
+    "affinity": {"affinity_weight": 1.0, "feature_weight": 0.0},
+    "feature + contrastive": {"contrastive_weight": 0.5},
+    "not elastic": {"elastic": False},
+    "one smaller network a step": {"elastic_samples": 1},
+    "rate 2e-3": {"learning_rate": 2e-3},
+    "half the batch, twice the steps": {"share_of_batch": 1 / 2},
+    "half the batch, twice the steps, rate 2e-3": {"share_of_batch": 1 / 2, "learning_rate": 2e-3},
+    "half the batch, twice the steps, rate 4e-3": {"share_of_batch": 1 / 2, "learning_rate": 4e-3},
+    "quarter of the batch, four times the steps, rate 2e-3": {"share_of_batch": 1 / 4, "learning_rate": 2e-3},
 }
 SIZES = [(6, 192), (3, 192), (6, 96), (3, 96)]
 RESULTS = Path(__file__).parent / "results" / "extraction_choices.json"
@@ -59,7 +64,10 @@ def main() -> None:
     for name in options.only:
         if name in done.get("runs", {}):
             continue
-        changes = CHOICES[name] | {"max_steps": options.steps, "per_device_train_batch_size": options.batch_size}
+        changes = {"learning_rate": 1e-3} | CHOICES[name]
+        share = changes.pop("share_of_batch", 1)
+        changes |= {"max_steps": round(options.steps / share)}
+        changes |= {"per_device_train_batch_size": round(options.batch_size * share)}
         # One folder of ancestor outputs serves all runs: they see the same data and the same ancestor.
         changes |= {"ancestor_cache_dir": f"{options.work}/ancestor_outputs", "save_strategy": "no"}
         gene: Any = extract_learngene(options.ancestor, splits["train"], arguments(options.work, **changes))

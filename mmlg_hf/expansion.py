@@ -81,20 +81,26 @@ def basis_functions(mixing: str, num_functions: int, positions: Tensor) -> Tenso
     return torch.stack(values, dim=1)[:, :num_functions]
 
 
+def shares_slope(mixing: str, num_multimodal: int, num_unimodal: int) -> bool:
+    """Whether the multimodal block is the slope (l/L) and the unimodal one the base; "learned" starts so."""
+    one_each = num_multimodal == num_unimodal == 1
+    if mixing == "shared-slope" and not one_each:
+        raise ValueError(
+            f'mixing "shared-slope" is for one multimodal and one unimodal block, not {num_multimodal} and '
+            f"{num_unimodal}"
+        )
+    return one_each and mixing in ("shared-slope", "learned")
+
+
 def mixing_coefficients(mixing: str, num_multimodal: int, num_unimodal: int, depth: int) -> Tensor:
     """Return the fixed coefficients of one encoder's layers, [depth, num_multimodal + num_unimodal].
 
     In each group the n-th block takes basis function n. A lone unimodal block beside multimodal ones takes l/L, so
-    that the multimodal block is the common part and the unimodal one the growing difference. "shared-slope" turns
-    these two about: the first layers of both encoders then have nothing in common.
+    that the multimodal block is the common part and the unimodal one the growing difference; where `shares_slope`,
+    these two are turned about, and the first layers of both encoders have nothing in common.
     """
     positions = layer_positions(depth)
-    if mixing == "shared-slope":
-        if (num_multimodal, num_unimodal) != (1, 1):
-            raise ValueError(
-                f'mixing "shared-slope" is for one multimodal and one unimodal block, not {num_multimodal} and '
-                f"{num_unimodal}"
-            )
+    if shares_slope(mixing, num_multimodal, num_unimodal):
         return torch.stack([positions, torch.ones_like(positions)], dim=1)
     multimodal = basis_functions(mixing, num_multimodal, positions)
     if num_multimodal and num_unimodal == 1:

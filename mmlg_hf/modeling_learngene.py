@@ -28,6 +28,7 @@ from .expansion import (
     interpolate_coefficients,
     layer_state_dict,
     mixing_coefficients,
+    shares_slope,
     slice_norm_scale,
     take_slice,
 )
@@ -172,7 +173,7 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
     def _build_blocks(self) -> None:
         config = self.config
         multimodal, unimodal = config.num_multimodal_blocks, config.num_unimodal_blocks
-        shared_slope = config.mixing == "shared-slope"
+        shared_slope = shares_slope(config.mixing, multimodal, unimodal)
         own_slope = bool(multimodal) and unimodal == 1 and not shared_slope
         self.multimodal_blocks = LearngeneBlocks(config.widest, multimodal, not shared_slope) if multimodal else None
         for modality, encoder in config.encoder_configs.items():
