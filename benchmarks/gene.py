@@ -28,15 +28,15 @@ SIZES = [(6, 192), (3, 192), (6, 96), (3, 96), (2, 192), (6, 64), (2, 96), (12, 
 def arguments(output: str, **changes: Any) -> ExtractionArguments:
     """Return the settings of the bundled gene, with changes."""
     settings = {
-        "max_steps": 400,
-        "per_device_train_batch_size": 128,
+        "max_steps": 1000,
+        "per_device_train_batch_size": 32,
         "learning_rate": 1e-3,
         "weight_decay": 0.05,
         "adam_beta2": 0.98,
-        "warmup_steps": 20,
+        "warmup_steps": 50,
         "lr_scheduler_type": "cosine",
         "logging_steps": 20,
-        "save_steps": 50,
+        "save_steps": 100,
         "save_total_limit": 1,
         "report_to": "none",
         "seed": 0,
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--data", default=HUB_ID, help="Hub id or folder of the product photos")
     parser.add_argument("--work", default="runs/gene", help="folder of checkpoints")
     parser.add_argument("--output", default="mmlg_hf/zoo/mmlg-fashion-48")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1000)
     options = parser.parse_args()
 
     splits = load_splits(options.data)

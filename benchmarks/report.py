@@ -351,7 +351,8 @@ def render(read: Callable[[str], dict[str, Any]], zoo: dict[str, Any]) -> tuple[
     values: dict[str, Any] = {name: "\n".join(lines) for name, lines in parts.items()}
     values |= {
         "steps": settings["steps"], "batch": settings["batch_size"], "extraction": settings["extraction_steps"],
-        "extraction_pairs": settings["extraction_steps"] * 64, "gene_steps": gene["steps"], "gene_batch": gene["batch_size"], "seeds": len(family.seeds[BUNDLED]),
+        "extraction_pairs": settings["extraction_steps"] * 64,
+        "gene_steps": gene["steps"], "gene_batch": gene["batch_size"], "seeds": len(family.seeds[BUNDLED]),
         "test_pairs": settings["test_pairs"], "curve_size": f"{depth} x {width}",
         "curve_steps": settings["curve_steps"], "long_steps": long.settings["curve_steps"],
         "long": "\n".join(long_table(long)),
