@@ -5,7 +5,7 @@
     python -m benchmarks.initialisation --configuration openai-flickr30k      another ancestor and data set
 
 Methods: `benchmarks.initialisers`. All see the same pairs in the same order, with the same batch, steps and schedule;
-each has the best of three learning rates, chosen on validation pairs with a seed that is not used again. Parts:
+each has the best learning rate of a grid, chosen on validation pairs with a seed that is not used again. Parts:
 
     family      four depths x three widths: zero-shot and retrieval on test pairs before and after fine-tuning
     curves      some sizes, validation pairs, many steps: how long each start keeps its lead, and what scratch needs

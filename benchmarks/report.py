@@ -349,8 +349,9 @@ def render(read: Callable[[str], dict[str, Any]], zoo: dict[str, Any]) -> tuple[
         "choices": choices_table(choices),
     }
     values: dict[str, Any] = {name: "\n".join(lines) for name, lines in parts.items()}
+    rates = [f"{rate:g}" for rate in settings["rates"]]
     values |= {
-        "steps": settings["steps"], "batch": settings["batch_size"], "extraction": settings["extraction_steps"],
+        "rates": f"{', '.join(rates[:-1])} and {rates[-1]}", "steps": settings["steps"], "batch": settings["batch_size"], "extraction": settings["extraction_steps"],
         "extraction_pairs": settings["extraction_steps"] * 64,
         "gene_steps": gene["steps"], "gene_batch": gene["batch_size"], "seeds": len(family.seeds[BUNDLED]),
         "test_pairs": settings["test_pairs"], "curve_size": f"{depth} x {width}",

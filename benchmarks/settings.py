@@ -72,7 +72,7 @@ _FASHION = {
     "steps": 20,
     "batch_size": 64,
     "extraction_steps": 40,
-    "rates": [3e-4, 1e-3, 3e-3],
+    "rates": [1e-4, 3e-4, 1e-3, 3e-3],
     "tuning_sizes": [(3, 96)],
     "curve_sizes": [(3, 96)],
     "curve_steps": 100,
