@@ -351,9 +351,10 @@ def render(read: Callable[[str], dict[str, Any]], zoo: dict[str, Any]) -> tuple[
     values: dict[str, Any] = {name: "\n".join(lines) for name, lines in parts.items()}
     rates = [f"{rate:g}" for rate in settings["rates"]]
     values |= {
-        "rates": f"{', '.join(rates[:-1])} and {rates[-1]}", "steps": settings["steps"], "batch": settings["batch_size"], "extraction": settings["extraction_steps"],
+        "rates": f"{', '.join(rates[:-1])} and {rates[-1]}", "seeds": len(family.seeds[BUNDLED]),
+        "steps": settings["steps"], "batch": settings["batch_size"], "extraction": settings["extraction_steps"],
         "extraction_pairs": settings["extraction_steps"] * 64,
-        "gene_steps": gene["steps"], "gene_batch": gene["batch_size"], "seeds": len(family.seeds[BUNDLED]),
+        "gene_steps": gene["steps"], "gene_batch": gene["batch_size"],
         "test_pairs": settings["test_pairs"], "curve_size": f"{depth} x {width}",
         "curve_steps": settings["curve_steps"], "long_steps": long.settings["curve_steps"],
         "long": "\n".join(long_table(long)),
