@@ -17,8 +17,6 @@ import argparse
 import ctypes
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -36,7 +33,7 @@ from transformers import TrainingArguments, set_seed
 
 from benchmarks.alignment_encoders import Columns, make_encoders
 from benchmarks.alignment_report import write_report
-from benchmarks.fashion import HUB_ID, TITLE, TOKENIZER_ID, TYPE, load_splits, make_processor, processed
+from benchmarks.fashion import HUB_ID, TITLE, TOKENIZER_ID, TYPE, environment, load_splits, make_processor, processed
 from benchmarks.files import write_json
 from mmlg_hf.alignment import RECIPES, DualEncoderModel, align, load_processor
 from mmlg_hf.alignment.pooling import pool_image, pool_text
@@ -206,27 +203,8 @@ def _resident(field: str) -> float:
     return int(found[0].split()[1]) / 1024 if found else float("nan")
 
 
-def describe_machine() -> dict[str, Any]:
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "")
-    return {
-        "machine": platform.machine(),
-        "cpu": cpu or platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
-def git_commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 def key_of(run: dict[str, Any]) -> tuple:
@@ -245,8 +223,8 @@ def run_study(options: argparse.Namespace) -> Path:
     if results["runs"] and results["settings"] != settings:
         raise SystemExit(f"{path} holds runs of other settings ({results['settings']}): move it away to begin anew")
     study = Study(options)
-    results.update(settings=settings, encoders=study.encoders, seeds=list(options.seeds), hardware=describe_machine())
-    results.update(commit=git_commit(), date=time.strftime("%Y-%m-%d"))
+    results.update(settings=settings, encoders=study.encoders, seeds=list(options.seeds))
+    results.update(**environment(), date=time.strftime("%Y-%m-%d"))
     results["pairs"] = {name: len(pairs) for name, pairs in study.pairs.items()}
     if "before" not in results:
         before = study.join("projections")

@@ -11,8 +11,6 @@ over three draws of training events. Runs that the results file holds are not re
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -35,6 +33,7 @@ from simulate import CLASSES, REAL_LIKE, SIMULATED, simulate_events
 from tasks import chamber_extent
 
 from benchmarks.event_report import write_report
+from benchmarks.fashion import environment
 from benchmarks.files import write_json
 from mmlg_hf import from_learngene
 
@@ -291,7 +290,7 @@ def study(data_sets: dict[str, Callable[[], Data]], table: dict, path: Path, siz
     """Fill the results file run by run; what it holds already is kept."""
     results = json.loads(path.read_text()) if path.exists() else {"choices": {}, "runs": {}}
     before = [name for name in results.get("methods", ()) if name not in table]
-    results |= {"machine": machine(), "sizes": list(sizes), "seeds": list(seeds), "methods": [*before, *table]}
+    results |= {"machine": environment(), "sizes": list(sizes), "seeds": list(seeds), "methods": [*before, *table]}
     for data_name, load in data_sets.items():
         load = cache(load)
         for size in sizes:
@@ -321,16 +320,6 @@ def measure(fit, data: Data, size: int, setting: dict, seed: int) -> dict:
     seconds = round(time.perf_counter() - started, 2)
     tests = {name: scores(predict(name), data.labels(name), data.classes, data.positive) for name in data.tests}
     return {"seconds_to_train": seconds, "tests": tests}
-
-
-def machine() -> dict:
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return {
-        "commit": git.stdout.strip() or "unknown",
-        "processor": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def main() -> None:
