@@ -1,8 +1,8 @@
 """An image encoder and a text encoder that have never met: what the alignment study starts from.
 
 The products are halved by a hash of their id. The image encoder learns to tell article types on the photos of one
-half; the text encoder learns to predict the next token of the titles of the other. No product is seen by both, no
-photo is seen with its title, and the text encoder sees no labels.
+half; the text encoder learns, from the titles of the other, to predict the next token and to tell titles apart. No
+product is seen by both, no photo is seen with its title, and the text encoder sees no labels.
 """
 
 import time
@@ -26,9 +26,11 @@ from transformers import (
 
 from benchmarks.fashion import ID, IMAGE_SIZE, MAX_TOKENS, TITLE, TYPE, processed
 from mmlg_hf.data import split_of
+from mmlg_hf.losses import contrastive_loss
 from mmlg_hf.vocabulary import trim_tokenizer
 
 DEPTH, IMAGE_WIDTH, TEXT_WIDTH, HEAD_SIZE, PATCH_SIZE = 3, 192, 128, 32, 16
+TEMPERATURE, LEFT_OUT = 0.05, 0.25  # SimCSE's temperature; the share of tokens that a view leaves out
 
 
 class Columns(torch.utils.data.Dataset):
@@ -47,8 +49,13 @@ class Columns(torch.utils.data.Dataset):
         return {"pixel_values": self.photos[row].float(), **columns}
 
 
-class TitleLanguageModel(nn.Module):
-    """A CLIP text encoder that predicts the next token, with its token embedding as the output layer."""
+class TitleModel(nn.Module):
+    """A CLIP text encoder that predicts the next token, and tells titles apart with some of their tokens left out.
+
+    The first loss is a language model's, with the token embedding as the output layer; the second is that of SimCSE
+    (arXiv 2104.08821), whose BERT is the text encoder of LilT: two views of a title are each other's only match in
+    the batch. Its views differ by dropout; CLIP has none, so that ours leave out tokens.
+    """
 
     def __init__(self, encoder: CLIPTextModel) -> None:
         super().__init__()
@@ -58,7 +65,16 @@ class TitleLanguageModel(nn.Module):
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, T, D]
         logits = states[:, :-1] @ self.encoder.embeddings.token_embedding.weight.T  # [B, T - 1, V]
         targets = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
-        return {"loss": F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)}
+        next_token = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+        views = [self._view(input_ids, attention_mask) for _ in range(2)]
+        return {"loss": next_token + contrastive_loss(*views, torch.tensor(1 / TEMPERATURE))}
+
+    def _view(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Mean state [B, D] of the tokens that are kept; the first one always is."""
+        kept = attention_mask * (torch.rand(attention_mask.shape, device=attention_mask.device) >= LEFT_OUT)
+        kept[:, 0] = 1
+        states = self.encoder(input_ids=input_ids, attention_mask=kept).last_hidden_state
+        return F.normalize((states * kept[..., None]).sum(1) / kept.sum(1, keepdim=True), dim=-1)
 
 
 def make_encoders(
@@ -121,10 +137,15 @@ def _make_text_encoder(train: Any, rows: list[int], processor: Any, folder: Path
     def collate(batch: list[str]) -> dict[str, torch.Tensor]:
         return dict(tokenizer(batch, padding=True, truncation=True, return_tensors="pt"))
 
-    report = _train(TitleLanguageModel(encoder), titles, collate, folder, **settings)
+    report = _train(TitleModel(encoder), titles, collate, folder, **settings)
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {**report, "task": "next token of titles", "parameters": encoder.num_parameters(), "tokens": len(tokenizer)}
+    return {
+        **report,
+        "task": "next token, and telling titles apart",
+        "parameters": encoder.num_parameters(),
+        "tokens": len(tokenizer),
+    }
 
 
 def _train(
