@@ -338,7 +338,7 @@ def run_study(options: argparse.Namespace, configuration: Configuration) -> Path
     name = "initialisation" + ("" if configuration.name == "fashion" else f"-{configuration.name}")
     name += "-quick" if options.quick else ""
     name += "-long" if options.long else ""
-    left_out = ("output", "work", "data", "ancestor", "clothing", "parts", "seeds", "methods", "gene")
+    left_out = ("output", "work", "data", "ancestor", "clothing", "parts", "seeds", "methods", "gene", "long")
     settings = {key: value for key, value in vars(options).items() if key not in left_out}
     path = Path(options.output, f"{name}.json")
     results = Results(path, json.loads(json.dumps(settings)))
