@@ -64,7 +64,7 @@ def main() -> None:
     for name in options.only:
         if name in done.get("runs", {}):
             continue
-        changes = {"learning_rate": 1e-3, "warmup_steps": 20} | CHOICES[name]
+        changes = {"warmup_steps": 20} | CHOICES[name]
         share = changes.pop("share_of_batch", 1)
         changes |= {"max_steps": round(options.steps / share)}
         changes |= {"per_device_train_batch_size": round(options.batch_size * share)}

@@ -29,12 +29,6 @@ def arguments(output: str, **changes: Any) -> ExtractionArguments:
     """Return the settings of the bundled gene, with changes."""
     settings = {
         "max_steps": 1000,
-        "per_device_train_batch_size": 32,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.05,
-        "adam_beta2": 0.98,
-        "warmup_steps": 50,
-        "lr_scheduler_type": "cosine",
         "logging_steps": 20,
         "save_steps": 100,
         "save_total_limit": 1,

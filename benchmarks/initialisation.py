@@ -49,11 +49,6 @@ TUNING_SEED = 100
 CURVE_SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the steps, where curves are measured
 EXTRACTION = {
     "per_device_train_batch_size": 64,
-    "learning_rate": 1e-3,
-    "weight_decay": 0.05,
-    "adam_beta2": 0.98,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.05,
     "logging_steps": 20,
     "save_strategy": "no",
     "report_to": "none",

@@ -85,8 +85,8 @@ TextColumn = Annotated[str | None, typer.Option(help="Text column; found by itse
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog="Example: mmlg extract openai/clip-vit-base-patch16 --data DATASET --output gene --max-steps 2000 "
-    "--batch-size 256 --warmup_steps 100",
+    epilog="Example: mmlg extract openai/clip-vit-base-patch16 --data DATASET --output gene --max-steps 8000 "
+    "--batch-size 64 --warmup_steps 100",
 )
 def extract(
     ctx: typer.Context,
@@ -104,8 +104,8 @@ def extract(
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Steps, in place of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pairs in a step of each process.", show_default="8")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="5e-5")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pairs in a step of each process.", show_default="32")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="1e-3")] = None,
     trim_vocabulary: Annotated[
         bool, typer.Option("--trim-vocabulary", help="Keep only the tokens that the data uses.")
     ] = False,

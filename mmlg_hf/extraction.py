@@ -36,8 +36,17 @@ from .vocabulary import trim_embedding, trim_tokenizer
 class ExtractionArguments(TrainingArguments):
     """`TrainingArguments` of an extraction: what the gene is, how it starts, and what it learns from its ancestor.
 
-    Everything else (steps, batch, learning rate, bf16, logging, saving, resuming) is the Trainer's own.
+    Everything else (steps, bf16, logging, saving, resuming) is the Trainer's own. Batch, learning rate and schedule
+    have other defaults than the Trainer's, those of the bundled gene; the batch is small because feature distillation
+    needs no negatives, so that more steps on as many pairs learn more.
     """
+
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "pairs in a step of each process"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "schedule of the learning rate"})
+    warmup_steps: float = field(default=0.05, metadata={"help": "steps of warming up; below 1 a share of all steps"})
+    weight_decay: float = field(default=0.05, metadata={"help": "weight decay, not of biases and LayerNorms"})
+    adam_beta2: float = field(default=0.98, metadata={"help": "decay of AdamW's second moment"})
 
     num_multimodal_blocks: int | None = field(
         default=None, metadata={"help": "blocks shared by both encoders; None takes 1, and 0 for an image gene"}

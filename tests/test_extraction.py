@@ -97,6 +97,11 @@ def test_outer_weights_of_a_turned_ancestor_embed_alike(tmp_path):
     torch.testing.assert_close(own.text_embeds, theirs.text_embeds, rtol=0, atol=1e-4)
 
 
+def test_a_short_extraction_warms_up_for_a_share_of_its_steps(tmp_path):
+    args = ExtractionArguments(str(tmp_path), max_steps=100)
+    assert args.get_warmup_steps(100) == 5
+
+
 @pytest.mark.parametrize(
     ("blocks", "mixing"),
     [((None, None), "shared-slope"), ((1, 1), "shared-slope"), ((0, 2), "linear"), ((2, 1), "linear")],
