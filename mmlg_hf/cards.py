@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KINDS = ("gene", "descendant", "fine-tuned", "mixture", "aligned-pair")
+# How a gene's blocks become layer l of L.
+MIXING_WORDS = {
+    "shared-slope": "each encoder's own block plus l/L times the shared one",
+    "linear": "coefficients 1 and l/L",
+    "chebyshev": "Chebyshev polynomials of l/L for coefficients",
+    "learned": "learned coefficients, interpolated over l/L",
+}
 # The Hub shows and runs a model by this tag; a gene has none, since no stock pipeline takes it.
 PIPELINE_TAGS = {
     "CLIPModel": "zero-shot-image-classification",
@@ -223,7 +230,7 @@ def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
         "example_width": head_size * max(1, heads // 2),
         "blocks": f"{multimodal} shared by both encoders and {unimodal} of each encoder's own" if multimodal else
         f"{unimodal} of each encoder",
-        "mixing": config.get("mixing"),
+        "mixing": MIXING_WORDS.get(str(config.get("mixing"))),
         "experts": _experts(encoders[0]),
         "ancestor": f"`{ancestor['id']}`" if ancestor.get("id") else "a CLIP model",
         "gene": f"`{provenance['id']}`" if provenance.get("id") else "it was made from",
