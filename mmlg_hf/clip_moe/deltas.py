@@ -69,7 +69,8 @@ def save_as_deltas(
         for index in range(1, 0 if stack is None else len(stack)):
             _put(stored, f"{name}.expert_{index}", stack[index] - own, rank, dtype)  # type: ignore[index]
     stored |= {name: value.cpu() for name, value in tensors.items() if ".mlp.router." in name}
-    record = {"depth": depth, "width": width, "rank": rank, "config": model.config.to_dict()}
+    config = model.config.to_dict() | {"_name_or_path": ""}  # where the mixture lay is nothing to store
+    record = {"depth": depth, "width": width, "rank": rank, "config": config}
     folder = Path(folder)
     _write(folder, stored, record, gene if with_gene else None)
     return {

@@ -59,6 +59,14 @@ def test_a_base_that_is_the_descendant_itself_takes_no_space(gene, grown, tmp_pa
     assert sizes["deltas"] < sizes["mixture"]
 
 
+def test_deltas_do_not_tell_the_folder_that_the_mixture_came_from(gene, grown, tmp_path):
+    from mmlg_hf.clip_moe import CLIPMoEModel
+
+    grown.save_pretrained(tmp_path / "mixture")
+    save_as_deltas(CLIPMoEModel.from_pretrained(tmp_path / "mixture"), gene, tmp_path / "deltas", **SIZE)
+    assert str(tmp_path) not in (tmp_path / "deltas" / "deltas.json").read_text()
+
+
 def test_a_base_that_was_fine_tuned_comes_back_too(gene, tmp_path):
     base = gene.descendant(**SIZE)
     with torch.no_grad():
