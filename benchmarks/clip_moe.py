@@ -51,7 +51,7 @@ from mmlg_hf.evaluation import evaluate_zero_shot
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 
 SEEDS, TUNING_SEED = (0, 1, 2), 100
-LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+LEARNING_RATES = (3e-5, 1e-4, 3e-4)
 TUNING_SHARE = 0.25
 NUM_EXPERTS, TOP_K, NUM_CLUSTERS = 4, 2, 2
 IMPLEMENTATIONS = ("grouped_mm", "batched_mm", "eager")
