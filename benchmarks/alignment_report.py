@@ -62,35 +62,27 @@ def _mean_std(values: np.ndarray | None, digits: int) -> str:
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:
-    """The study's three questions, answered from the mean R@1 over seeds."""
+    """The study's three questions, answered by retrieval and by zero-shot accuracy, as means over seeds."""
     cells = collect(results)
-    recall = {key: float(cell["mean_R@1"].mean()) for key, cell in cells.items()}
     shares = {recipe: float(cell["trainable_share"][0]) for (recipe, _), cell in cells.items()}
-    pairs = sorted({share for _, share in cells})
+    small = [recipe for recipe in shares if shares[recipe] < 0.01]
     told = []
-    for share in pairs:
-        if ("lilt", share) in recall and ("full", share) in recall:
-            ratio = recall["lilt", share] / max(recall["full", share], 1e-9)
-            told.append(
-                f"{share:.0%} of the pairs: lilt ({shares['lilt']:.1%} trained) has {ratio:.2f} of full's R@1."
-            )
-        small = [recipe for recipe in shares if shares[recipe] < 0.01 and (recipe, share) in recall]
-        if small and ("full", share) in recall:
-            best = max(small, key=lambda recipe: recall[recipe, share])
-            ratio = recall[best, share] / max(recall["full", share], 1e-9)
-            told.append(
-                f"{share:.0%} of the pairs: {best}, the best below 1 % trained, has {ratio:.2f} of full's R@1."
-            )
-    fewest = pairs[0] if pairs else None
-    if ("full", fewest) in recall:
-        better = [
-            name
-            for name in shares
-            if name not in ("full", "lit") and recall.get((name, fewest), 0) > recall["full", fewest]
-        ]
-        told.append(
-            f"{fewest:.0%} of the pairs: above full are {', '.join(better) or 'none'} of the efficient recipes."
-        )
+    for share in sorted({share for _, share in cells}):
+        here = {recipe: cells[recipe, share] for recipe in shares if (recipe, share) in cells}
+        if "full" not in here:
+            continue
+        for figure in ("mean_R@1", "zero_shot_top1"):
+            # What each recipe has, as a share of what training everything has.
+            ratios = {
+                name: cell[figure].mean() / max(here["full"][figure].mean(), 1e-9) for name, cell in here.items()
+            }
+            parts = [f"lilt ({shares['lilt']:.1%} trained) {ratios['lilt']:.2f}"] if "lilt" in ratios else []
+            if known := [name for name in small if name in ratios]:
+                best = max(known, key=lambda name: ratios[name])
+                parts.append(f"{best}, the best below 1 % trained, {ratios[best]:.2f}")
+            above = [name for name in ratios if name not in ("full", "lit") and ratios[name] > 1]
+            parts.append(f"of the frugal recipes above full: {', '.join(above) or 'none'}")
+            told.append(f"{share:.0%} of the pairs, {FIGURES[figure]} as a share of full's: {'; '.join(parts)}.")
     return told
 
 
@@ -105,32 +97,23 @@ def plot(results: dict[str, Any], path: Path) -> None:
     recipes = list(dict.fromkeys(recipe for recipe, _ in cells))
     shares = sorted({share for _, share in cells})
     colors = dict(zip(recipes, pyplot.get_cmap("tab10").colors, strict=False))
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4.6), constrained_layout=True)
+    figure, (recall, accuracy, trained, right) = pyplot.subplots(1, 4, figsize=(19, 4.6), constrained_layout=True)
     for recipe in recipes:
         known = [share for share in shares if (recipe, share) in cells]
-        values = [cells[recipe, share]["mean_R@1"] for share in known]
-        left.errorbar(
-            [100 * share for share in known],
-            [value.mean() for value in values],
-            [value.std(ddof=1) if len(value) > 1 else 0 for value in values],
-            label=recipe, color=colors[recipe], marker="o", capsize=3,
-        )  # fmt: skip
+        percent = [100 * share for share in known]
+        for panel, figure_name in ((recall, "mean_R@1"), (accuracy, "zero_shot_top1")):
+            values = [100 * cells[recipe, share][figure_name] for share in known]
+            means, spreads = zip(*[(v.mean(), v.std(ddof=1) if len(v) > 1 else 0) for v in values], strict=True)
+            panel.errorbar(percent, means, spreads, label=recipe, color=colors[recipe], marker="o", capsize=3)
         cell = cells[recipe, known[-1]]
-        middle.scatter(100 * cell["trainable_share"], cell["mean_R@1"], color=colors[recipe], label=recipe)
-    left.set(
-        xscale="log",
-        xlabel="training pairs, per cent",
-        ylabel="R@1, mean of both directions",
-        title="Alignment by data",
-    )
-    left.legend(fontsize=8)
-    middle.set(
-        xscale="log",
-        xlabel="trained parameters, per cent",
-        ylabel="R@1",
-        title=f"By trained share ({shares[-1]:.0%} of the pairs)",
-    )
-    middle.legend(fontsize=8)
+        trained.scatter(100 * cell["trainable_share"], 100 * cell["mean_R@1"], color=colors[recipe], label=recipe)
+    for panel, name in ((recall, "R@1, mean of both directions, %"), (accuracy, "zero-shot accuracy, %")):
+        panel.set(xscale="log", xlabel="training pairs, %", ylabel=name, title=f"{name.split(',')[0]} by data")
+    trained.set(xscale="log", xlabel="trained parameters, %", ylabel="R@1, %")
+    trained.set_title(f"R@1 by trained share ({shares[-1]:.0%} of the pairs)")
+    for panel in (recall, accuracy, trained):
+        panel.xaxis.set_major_formatter("{x:g}")
+    recall.legend(fontsize=8)
     positions = np.arange(len(recipes))
     for offset, modality in ((-0.2, "image"), (0.2, "text")):
         last = [cells.get((recipe, shares[-1]), {}).get(f"probe_{modality}", np.zeros(0)) for recipe in recipes]
