@@ -31,7 +31,9 @@ def main() -> None:
     options = parser.parse_args()
 
     gene, settings, console = load_gene(options.learngene), DemoSettings(), Console()
-    shared = json.loads(json.dumps({"learngene": Path(gene.name_or_path).name, "settings": asdict(settings)}))
+    # The recipe too: the bundled gene keeps its name when it is rebuilt.
+    about = {"learngene": Path(gene.name_or_path).name, "recipe": gene.config.recipe, "settings": asdict(settings)}
+    shared = json.loads(json.dumps(about))
     runs = finished_runs(options.output, shared)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with quiet():
