@@ -311,12 +311,13 @@ def describe(study: Study, results: Results, sources: Sources) -> None:
         "test": study.measure(study.ancestor, "test"),
         "validation": study.measure(study.ancestor, "validation"),
     }
-    records = study.work.glob("genes-*/*.json")
-    results.found["genes"] = {f"{path.parent.name}/{path.stem}": json.loads(path.read_text()) for path in records}
+    genes = results.found.setdefault("genes", {})  # a run of some methods leaves what others recorded
+    for path in study.work.glob("genes-*/*.json"):
+        genes[f"{path.parent.name}/{path.stem}"] = json.loads(path.read_text())
     if BUNDLED in sources.genes:
         gene, recipe = sources.genes[BUNDLED], sources.genes[BUNDLED].config.recipe
         about = {"seconds": recipe["seconds"], "parameters": gene.num_parameters(), "steps": recipe["steps"]}
-        results.found["genes"][f"bundled/{BUNDLED}"] = about | {"batch_size": recipe["batch_size"]}
+        genes[f"bundled/{BUNDLED}"] = about | {"batch_size": recipe["batch_size"]}
 
 
 def extraction_gflops(study: Study, own: float) -> float:
