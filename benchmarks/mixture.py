@@ -1,11 +1,14 @@
 """Store a small mixture for the zoo as what its experts add to the bundled gene, and measure it beside its base.
 
     mmlg descend mmlg-fashion-48 --depth 3 --width 96 --output runs/base
-    mmlg moe diversify runs/base ... ; mmlg moe upcycle runs/base ... ; mmlg moe train-router runs/mixture ...
+    mmlg moe diversify runs/base --data PAIRS --output runs/experts --num-experts 3 --num-clusters 2 --batch-size 64 \\
+        --learning-rate 3e-4
+    mmlg moe upcycle runs/base --experts runs/experts --output runs/mixture
+    mmlg moe train-router runs/mixture --data PAIRS --output runs/clip-moe --batch-size 64 --learning-rate 1e-3
     python -m benchmarks.mixture --mixture runs/clip-moe --depth 3 --width 96 [--data FOLDER]
 
 Writes deltas and `results.json`, measured on the test split of the product photos from the stored files, to --output.
-The mixture must have been trained on the training split alone (`benchmarks.fashion.load_splits`).
+PAIRS is a folder with the training split alone, photos and titles (`benchmarks.fashion.load_splits`).
 """
 
 import argparse
