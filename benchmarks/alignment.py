@@ -8,7 +8,7 @@ of article types, the trainable share, seconds a step, peak memory, and after th
 forgot: a linear probe on its states before and after. Each recipe's learning rate is the best of four on the
 validation split, with a seed that is not used again. Runs that the results file holds are not repeated.
 
-Cut to about 40 minutes of one slow core: batches of 64 and few steps, so that the runs on all pairs see a quarter of
+Cut to about 50 minutes of one slow core: batches of 64 and few steps, so that the runs on all pairs see a quarter of
 them once. Longer or shorter: --step-factor, --encoder-steps, --batch-size, --test-pairs. Seconds a step are the
 processor's, not the clock's, unless there is a GPU: other programs on the machine do not count.
 """

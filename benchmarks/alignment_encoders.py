@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from benchmarks.fashion import ID, IMAGE_SIZE, MAX_TOKENS, TITLE, TYPE, processed
+from mmlg_hf.alignment.pooling import pool_text
 from mmlg_hf.data import split_of
 from mmlg_hf.losses import contrastive_loss
 from mmlg_hf.vocabulary import trim_tokenizer
@@ -73,8 +74,8 @@ class TitleModel(nn.Module):
         """Mean state [B, D] of the tokens that are kept; the first one always is."""
         kept = attention_mask * (torch.rand(attention_mask.shape, device=attention_mask.device) >= LEFT_OUT)
         kept[:, 0] = 1
-        states = self.encoder(input_ids=input_ids, attention_mask=kept).last_hidden_state
-        return F.normalize((states * kept[..., None]).sum(1) / kept.sum(1, keepdim=True), dim=-1)
+        outputs = self.encoder(input_ids=input_ids, attention_mask=kept)
+        return F.normalize(pool_text(self.encoder, outputs, "mean", kept), dim=-1)
 
 
 def make_encoders(

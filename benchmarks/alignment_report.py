@@ -57,8 +57,13 @@ def table(results: dict[str, Any]) -> str:
 def _mean_std(values: np.ndarray | None, digits: int) -> str:
     if values is None:
         return ""
-    spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+    spread = f" ± {_deviation(values):.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{spread}"
+
+
+def _deviation(values: np.ndarray) -> float:
+    """Standard deviation over seeds; 0 for a single one."""
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:
@@ -103,7 +108,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         percent = [100 * share for share in known]
         for panel, figure_name in ((recall, "mean_R@1"), (accuracy, "zero_shot_top1")):
             values = [100 * cells[recipe, share][figure_name] for share in known]
-            means, spreads = zip(*[(v.mean(), v.std(ddof=1) if len(v) > 1 else 0) for v in values], strict=True)
+            means, spreads = [value.mean() for value in values], [_deviation(value) for value in values]
             panel.errorbar(percent, means, spreads, label=recipe, color=colors[recipe], marker="o", capsize=3)
         cell = cells[recipe, known[-1]]
         trained.scatter(100 * cell["trainable_share"], 100 * cell["mean_R@1"], color=colors[recipe], label=recipe)
@@ -119,7 +124,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         last = [cells.get((recipe, shares[-1]), {}).get(f"probe_{modality}", np.zeros(0)) for recipe in recipes]
         before = results["before"][f"probe_{modality}"]
         change = [100 * (value.mean() - before) if len(value) else np.nan for value in last]
-        error = [100 * value.std(ddof=1) if len(value) > 1 else 0 for value in last]
+        error = [100 * _deviation(value) for value in last]
         right.bar(positions + offset, change, 0.4, yerr=error, label=f"{modality} encoder", capsize=2)
     right.axhline(0, color="black", linewidth=0.8)
     right.set_xticks(positions, recipes, rotation=45, ha="right")

@@ -16,8 +16,7 @@ from benchmarks.fashion import HUB_ID, environment, load_splits, measure
 from benchmarks.gene import arguments
 from mmlg_hf import extract_learngene
 
-DEFAULT = "default"
-_SHARED_BASE = {"mixing": "linear", "num_multimodal_blocks": 1, "num_unimodal_blocks": 1}
+_SHARED_BASE = {"mixing": "linear"}
 _AFFINITY = _SHARED_BASE | {"affinity_weight": 1.0, "feature_weight": 0.0, "rotate": False}
 _FEATURE = _SHARED_BASE | {"rotate": False}
 CHOICES: dict[str, dict[str, Any]] = {
@@ -26,7 +25,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "shared base, not turned": _FEATURE,
     "shared base, not turned, affinity + feature": _FEATURE | {"affinity_weight": 1.0},
     "shared base": _SHARED_BASE,
-    DEFAULT: {},
+    "default": {},
     "no shared block, two for each encoder": {"num_multimodal_blocks": 0, "num_unimodal_blocks": 2},
     "shared block only": {"num_unimodal_blocks": 0},
     "Chebyshev, two blocks each": {"mixing": "chebyshev", "num_multimodal_blocks": 2, "num_unimodal_blocks": 2},

@@ -83,13 +83,7 @@ def basis_functions(mixing: str, num_functions: int, positions: Tensor) -> Tenso
 
 def shares_slope(mixing: str, num_multimodal: int, num_unimodal: int) -> bool:
     """Whether the multimodal block is the slope (l/L) and the unimodal one the base; "learned" starts so."""
-    one_each = num_multimodal == num_unimodal == 1
-    if mixing == "shared-slope" and not one_each:
-        raise ValueError(
-            f'mixing "shared-slope" is for one multimodal and one unimodal block, not {num_multimodal} and '
-            f"{num_unimodal}"
-        )
-    return one_each and mixing in ("shared-slope", "learned")
+    return num_multimodal == num_unimodal == 1 and mixing in ("shared-slope", "learned")
 
 
 def mixing_coefficients(mixing: str, num_multimodal: int, num_unimodal: int, depth: int) -> Tensor:
@@ -102,6 +96,11 @@ def mixing_coefficients(mixing: str, num_multimodal: int, num_unimodal: int, dep
     positions = layer_positions(depth)
     if shares_slope(mixing, num_multimodal, num_unimodal):
         return torch.stack([positions, torch.ones_like(positions)], dim=1)
+    if mixing == "shared-slope":
+        raise ValueError(
+            f'mixing "shared-slope" is for one multimodal and one unimodal block, not {num_multimodal} and '
+            f"{num_unimodal}"
+        )
     multimodal = basis_functions(mixing, num_multimodal, positions)
     if num_multimodal and num_unimodal == 1:
         unimodal = positions[:, None]

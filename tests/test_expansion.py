@@ -68,12 +68,7 @@ def test_a_lone_unimodal_block_is_the_growing_difference_to_the_multimodal_one()
 
 
 def test_with_a_shared_slope_each_encoder_starts_from_its_own_block():
-    expected = [
-        [0.0, 1.0],
-        [0.25, 1.0],
-        [0.5, 1.0],
-        [0.75, 1.0],
-    ]
+    expected = [[0.0, 1.0], [0.25, 1.0], [0.5, 1.0], [0.75, 1.0]]
     for mixing in ("shared-slope", "learned"):
         assert mixing_coefficients(mixing, 1, 1, depth=4).tolist() == expected
     with pytest.raises(ValueError, match="for one multimodal and one unimodal block, not 2 and 1"):
