@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--data", default=HUB_ID, help="Hub id or folder of the product photos")
     parser.add_argument("--tokenizer", default=TOKENIZER_ID, help="Hub id or folder with CLIP's BPE vocabulary")
     parser.add_argument("--output", default="runs/ancestor")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

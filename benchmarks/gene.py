@@ -3,7 +3,11 @@
     python -m benchmarks.gene --ancestor runs/ancestor --output mmlg_hf/zoo/mmlg-fashion-48 [--data FOLDER]
 
 Extracts (resuming from the last checkpoint in --work), stores the gene in float16, and measures on the test split: the
-ancestor, the gene at full size, and descendants before any fine-tuning, into `results.json` beside the gene.
+ancestor, the gene at full size, and descendants before any fine-tuning, into `results.json` beside the gene. A gene of
+other blocks for comparison:
+
+    python -m benchmarks.gene --num-multimodal-blocks 0 --num-unimodal-blocks 2 --work runs/two \\
+        --output runs/gene-two --results benchmarks/results/gene-no-shared-block.json
 """
 
 import argparse
@@ -47,12 +51,16 @@ def main() -> None:
     parser.add_argument("--data", default=HUB_ID, help="Hub id or folder of the product photos")
     parser.add_argument("--work", default="runs/gene", help="folder of checkpoints")
     parser.add_argument("--output", default="mmlg_hf/zoo/mmlg-fashion-48")
+    parser.add_argument("--results", help="JSON of the figures; by default results.json beside the gene")
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--num-multimodal-blocks", type=int, help="blocks that both encoders share; 1 if not given")
+    parser.add_argument("--num-unimodal-blocks", type=int, help="blocks of each encoder alone; 1 if not given")
     options = parser.parse_args()
 
     splits = load_splits(options.data)
     last = get_last_checkpoint(options.work) if Path(options.work).is_dir() else None
-    args = arguments(options.work, max_steps=options.steps)
+    blocks = {name: getattr(options, name) for name in ("num_multimodal_blocks", "num_unimodal_blocks")}
+    args = arguments(options.work, max_steps=options.steps, **blocks)
     gene: Any = extract_learngene(options.ancestor, splits["train"], args, resume_from_checkpoint=last)
     gene.config.ancestor = {**gene.config.ancestor, "id": "CLIP of benchmarks.ancestor", "data": HUB_ID}
     gene.config.recipe = {**gene.config.recipe, "dataset": HUB_ID, "split": "train of benchmarks.fashion"}
@@ -60,7 +68,7 @@ def main() -> None:
         shutil.rmtree(options.output)
     gene.to(torch.float16).save_pretrained(options.output)
     results = evaluate(options.ancestor, options.output, splits["test"], sorted(set(splits["train"][TYPE])))
-    Path(options.output, "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    Path(options.results or Path(options.output, "results.json")).write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 
 

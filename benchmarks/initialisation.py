@@ -26,10 +26,9 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor, TrainerCallback, TrainingArguments
 
-from benchmarks.fashion import environment
-from benchmarks.files import write_json
+from benchmarks.family import Family
+from benchmarks.files import Results
 from benchmarks.initialisers import BUNDLED, GENES, INITIALISERS, Sources, extract_gene, turned_ancestor
-from benchmarks.report import Family
 from benchmarks.report_plots import plot_all
 from benchmarks.settings import CONFIGURATIONS, Configuration, known_rows, make_quick_ancestor
 from benchmarks.single_encoders import image_task, text_task, train_classifier
@@ -48,7 +47,6 @@ from mmlg_hf.vocabulary import trim_embedding, trim_tokenizer
 TUNING_SEED = 100
 CURVE_SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the steps, where curves are measured
 EXTRACTION = {
-    "per_device_train_batch_size": 64,
     "logging_steps": 20,
     "save_strategy": "no",
     "report_to": "none",
@@ -130,8 +128,9 @@ class Study:
             if name not in options.methods:
                 continue
             started = time.perf_counter()
-            rows = self.train_rows(seed, options.extraction_steps * EXTRACTION["per_device_train_batch_size"])
+            rows = self.train_rows(seed, options.extraction_steps * options.extraction_batch_size)
             arguments = EXTRACTION | {"max_steps": options.extraction_steps, "seed": seed}
+            arguments |= {"per_device_train_batch_size": options.extraction_batch_size}
             arguments |= {"image_column": "image", "text_column": "text"}
             folder = self.work / f"genes-{seed}"
             sources.genes[name] = extract_gene(name, self.ancestor, rows, self.processor, arguments, folder)
@@ -208,27 +207,6 @@ class Study:
         return time.perf_counter() - started - measuring, curve
 
 
-class Results:
-    """The results file: a run is added whole or not at all, and never made twice."""
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path
-        self.found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
-        if self.found["runs"] and self.found["settings"] != settings:
-            raise SystemExit(f"{path} holds runs of other settings ({self.found['settings']}): move it away")
-        self.found |= {"settings": settings, **environment(), "date": time.strftime("%Y-%m-%d")}
-
-    def add(self, key: str, make: Any) -> dict[str, Any]:
-        if key not in self.found["runs"]:
-            self.found["runs"][key] = make()
-            self.save()
-            print(key, json.dumps(self.found["runs"][key])[:230], flush=True)
-        return self.found["runs"][key]
-
-    def save(self) -> None:
-        write_json(self.path, self.found)
-
-
 def tuned_rate(study: Study, results: Results, sources: Sources, method: str) -> float:
     """The rate with the best recall, summed over the tuning sizes, on validation pairs after fine-tuning."""
     options = study.options
@@ -238,7 +216,7 @@ def tuned_rate(study: Study, results: Results, sources: Sources, method: str) ->
 
             def run(rate: float = rate, depth: int = depth, width: int = width) -> dict[str, Any]:
                 model = INITIALISERS[method](sources, depth, width, TUNING_SEED)
-                study.fine_tune(model, TUNING_SEED, rate, options.steps)
+                study.fine_tune(model, TUNING_SEED, rate, options.tuning_steps)
                 return {"figures": study.measure(model, "validation")}
 
             found = results.add(f"tuning/{method}/{depth}x{width}/{rate:g}", run)["figures"]
@@ -303,7 +281,7 @@ def describe(study: Study, results: Results, sources: Sources) -> None:
     own = measure_size(config)
     results.found["sizes"] = about
     own_gflops = (own.gflops_image or 0) + (own.gflops_text or 0)
-    results.found["extraction_gflops_per_step"] = extraction_gflops(study, own_gflops)
+    results.found["extraction_gflops_per_pair"] = extraction_gflops(study, own_gflops)
     results.found["ancestor"] = {
         "parameters": study.ancestor.num_parameters(),
         "parameters_untrimmed": study.ancestor_parameters,
@@ -321,12 +299,12 @@ def describe(study: Study, results: Results, sources: Sources) -> None:
 
 
 def extraction_gflops(study: Study, own: float) -> float:
-    """One step of MM-LG's extraction: the ancestor forward, the gene and the mean of its smaller networks trained."""
+    """MM-LG's extraction of one pair: the ancestor forward, the gene and the mean of its smaller networks trained."""
     config = gene_config(study.ancestor, num_multimodal_blocks=1, num_unimodal_blocks=1, mixing="linear")
     sizes = [measure_size(config.descendant_config(*size)) for size in size_grid(config)]
     smaller = float(np.mean([(size.gflops_image or 0) + (size.gflops_text or 0) for size in sizes]))
     samples = ExtractionArguments.__dataclass_fields__["elastic_samples"].default
-    return EXTRACTION["per_device_train_batch_size"] * (own + 3 * (own + samples * smaller))
+    return own + 3 * (own + samples * smaller)
 
 
 def run_study(options: argparse.Namespace, configuration: Configuration) -> Path:
@@ -377,14 +355,18 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=INITIALISERS, help="all, if the data is the bundled gene's")
     parser.add_argument("--parts", nargs="+", default=["family", "curves", "encoders"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--long", type=int, metavar="STEPS", help="curves of scratch alone, over so many steps")
+    parser.add_argument(
+        "--long", type=int, metavar="STEPS", help="curves of so many steps; of scratch if no methods are given"
+    )
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     configuration = CONFIGURATIONS[options.configuration]
     for key, value in (configuration.settings | (configuration.quick if options.quick else {})).items():
         setattr(options, key, value)
+    options.tuning_steps = options.steps
     if options.long:
-        options.curve_steps, options.parts, options.methods = options.long, ["curves"], ["scratch"]
+        options.curve_steps, options.tuning_steps, options.parts = options.long, options.long // 10, ["curves"]
+        options.methods = options.methods or ["scratch"]
     options.data = options.data or configuration.data
     options.work = options.work or f"runs/{configuration.name}-initialisation{'-quick' if options.quick else ''}"
     options.ancestor = options.ancestor or configuration.ancestor

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.family import Family
 from benchmarks.initialisers import BUNDLED
 from benchmarks.report_plots import plot_all
 
@@ -24,84 +25,6 @@ FIGURES = {"top1": "zero-shot", "image_to_text_R@10": "R@10", "mean_R@1": "R@1"}
 SMALLER = {"half depth": (3, 192), "half width": (6, 96), "half of both": (3, 96)}
 
 Array = Any
-
-
-class Family:
-    """The study's runs as arrays: figures[method][size] holds one value for each seed."""
-
-    def __init__(self, results: dict[str, Any]) -> None:
-        self.results, self.settings, runs = results, results["settings"], results["runs"]
-        measured = [key.split("/") for key in runs if key.startswith(("family/", "curves/"))]
-        self.methods = list(dict.fromkeys(key[1] for key in measured))
-        self.sizes = [f"{depth}x{width}" for depth, width in self.settings["sizes"]]
-        everyone = sorted({int(key[-1]) for key in measured})
-        # By part and method: only seeds that all runs of the part were made with.
-        self.complete = {
-            (part, method): [seed for seed in everyone if self._complete(part, method, seed)]
-            for part in ("family", "curves")
-            for method in self.methods
-        }
-        self.seeds = {method: self.complete["family", method] for method in self.methods}
-
-    def _complete(self, part: str, method: str, seed: int) -> bool:
-        depth, width = self.settings["curve_sizes"][0]
-        sizes = self.sizes if part == "family" else [f"{depth}x{width}"]
-        return all(f"{part}/{method}/{size}/{seed}" in self.results["runs"] for size in sizes)
-
-    def of(self, method: str, size: str, when: str, figure: str, seeds: list[int] | None = None) -> Array:
-        """One figure of one descendant, in per cent, by seed: [seeds]; None takes all seeds of the method."""
-        chosen = self.seeds[method] if seeds is None else seeds
-        runs = [self.results["runs"][f"family/{method}/{size}/{seed}"] for seed in chosen]
-        return 100 * np.array([run[when][figure] for run in runs])
-
-    def mean(self, method: str, when: str, figure: str, seeds: list[int] | None = None) -> Array:
-        """The family's mean by seed: [seeds]."""
-        return np.mean([self.of(method, size, when, figure, seeds) for size in self.sizes], axis=0)
-
-    def margin(self, method: str, other: str, figure: str) -> Array:
-        """The difference of the family's means after fine-tuning, by seed that both have: [seeds]."""
-        seeds = [seed for seed in self.seeds[method] if seed in self.seeds[other]]
-        return self.mean(method, "after", figure, seeds) - self.mean(other, "after", figure, seeds)
-
-    def curve(self, method: str, figure: str = "mean_R@10") -> tuple[Array, Array]:
-        """Steps [S] and the figure in per cent [seeds, S] of the size that was trained on."""
-        depth, width = self.settings["curve_sizes"][0]
-        runs = [
-            self.results["runs"][f"curves/{method}/{depth}x{width}/{seed}"]["curve"]
-            for seed in self.complete["curves", method]
-        ]
-        return np.array([point["step"] for point in runs[0]]), 100 * np.array([[p[figure] for p in r] for r in runs])
-
-    def classifier(self, modality: str, method: str) -> Array:
-        """Mean accuracy over the sizes of image-only or text-only descendants, in per cent, by seed."""
-        runs = self.results["runs"]
-        sizes = [f"{depth}x{width}" for depth, width in self.settings["encoder_sizes"]]
-        return 100 * np.array(
-            [
-                np.mean([runs[f"{modality}/{method}/{size}/{seed}"]["top1"] for size in sizes])
-                for seed in self.seeds[method]
-            ]
-        )
-
-    @property
-    def modalities(self) -> list[str]:
-        """The single encoders that all methods and seeds were measured with."""
-        wanted = [
-            f"{method}/{depth}x{width}/{seed}"
-            for method in self.methods
-            for depth, width in self.settings["encoder_sizes"]
-            for seed in self.seeds[method]
-        ]
-        runs = self.results["runs"]
-        return [name for name in ("image", "text") if all(f"{name}/{key}" in runs for key in wanted)]
-
-    def stored_megabytes(self, method: str) -> float | None:
-        """What has to be kept to start all sizes, in float16; None for what starts from nothing."""
-        if method == "scratch":
-            return None
-        genes = {key.split("/")[1]: record for key, record in self.results["genes"].items()}
-        parameters = genes[method]["parameters"] if method in genes else self.results["ancestor"]["parameters"]
-        return 2 * parameters / 1e6
 
 
 def told(values: Array, digits: int = 1) -> str:
@@ -144,9 +67,12 @@ def curve_table(family: Family) -> list[str]:
 
 
 def long_table(long: Family) -> list[str]:
-    steps, values = long.curve("scratch")
-    lines = [f"| | {' | '.join(f'{step} steps' for step in steps)} |", f"|---|{'---|' * len(steps)}"]
-    return [*lines, f"| scratch | {' | '.join(told(values[:, i]) for i in range(len(steps)))} |"]
+    steps, _ = long.curve("scratch")
+    lines = [f"| start | {' | '.join(f'{step} steps' for step in steps)} |", f"|---|{'---|' * len(steps)}"]
+    for method in long.methods:
+        values = long.curve(method)[1]
+        lines.append(f"| {method} | {' | '.join(told(values[:, i]) for i in range(len(steps)))} |")
+    return lines
 
 
 def classifier_table(family: Family) -> list[str]:
@@ -175,6 +101,21 @@ def retention_table(zoo: dict[str, Any]) -> list[str]:
     return lines
 
 
+def sharing_table(zoo: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The bundled gene beside one without a shared block, extracted alike: all test pairs, one run each."""
+    lines = [
+        "| model | zero-shot, shared | zero-shot, not shared | R@10, shared | R@10, not shared |",
+        "|---|---|---|---|---|",
+    ]
+    for ours, theirs in zip(zoo["models"][1:], other["models"][1:], strict=True):
+        name = ours["name"]
+        if ours["role"] == "gene":
+            name += f" ({ours['parameters'] / 1e6:.2f} M and {theirs['parameters'] / 1e6:.2f} M parameters)"
+        figures = [100 * m["figures"][n] for n in ("top1", "image_to_text_R@10") for m in (ours, theirs)]
+        lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in figures)} |")
+    return lines
+
+
 def retention(family: Family) -> dict[str, dict[str, Array]]:
     """Shares of the ancestor's figures that MM-LG's untrained descendants keep after the short extraction, by seed."""
     ancestor = family.results["ancestor"]["test"]
@@ -200,7 +141,7 @@ def cost(family: Family, long: Family) -> dict[str, Any]:
     gflops = [results["sizes"][size]["gflops"] for size in family.sizes]
     each = 3 * batch * sum(gflops) / 1e3  # teraflops of one step of every size, backward counted twice the forward
     gene = results["genes"][f"bundled/{BUNDLED}"]
-    extraction = gene["steps"] * gene["batch_size"] / 64 * results["extraction_gflops_per_step"] / 1e3
+    extraction = gene["steps"] * gene["batch_size"] * results["extraction_gflops_per_pair"] / 1e3
     one_step = sum(
         np.median([results["runs"][f"family/scratch/{size}/{seed}"]["seconds"] for seed in family.seeds["scratch"]])
         for size in family.sizes
@@ -341,6 +282,7 @@ def render(read: Callable[[str], dict[str, Any]], zoo: dict[str, Any]) -> tuple[
     parts = {
         "summary": summary_table(rows),
         "retention": retention_table(zoo),
+        "sharing": sharing_table(zoo, read("gene-no-shared-block.json")),
         "family": family_table(family),
         "before": size_table(family, "before"),
         "after": size_table(family, "after"),
@@ -353,7 +295,8 @@ def render(read: Callable[[str], dict[str, Any]], zoo: dict[str, Any]) -> tuple[
     values |= {
         "rates": f"{', '.join(rates[:-1])} and {rates[-1]}", "seeds": len(family.seeds[BUNDLED]),
         "steps": settings["steps"], "batch": settings["batch_size"], "extraction": settings["extraction_steps"],
-        "extraction_pairs": settings["extraction_steps"] * 64,
+        "extraction_batch": settings["extraction_batch_size"],
+        "extraction_pairs": settings["extraction_steps"] * settings["extraction_batch_size"],
         "gene_steps": gene["steps"], "gene_batch": gene["batch_size"],
         "test_pairs": settings["test_pairs"], "curve_size": f"{depth} x {width}",
         "curve_steps": settings["curve_steps"], "long_steps": long.settings["curve_steps"],
