@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 
 Array = Any
+# What single encoders are measured on, by the modality of the descendants.
+ENCODER_TASKS = {"clothes": "image-only", "digits": "image-only", "titles": "text-only"}
 
 
 class Family:
@@ -53,20 +55,20 @@ class Family:
         ]
         return np.array([point["step"] for point in runs[0]]), 100 * np.array([[p[figure] for p in r] for r in runs])
 
-    def classifier(self, modality: str, method: str) -> Array:
+    def classifier(self, task: str, method: str) -> Array:
         """Mean accuracy over the sizes of image-only or text-only descendants, in per cent, by seed."""
         runs = self.results["runs"]
         sizes = [f"{depth}x{width}" for depth, width in self.settings["encoder_sizes"]]
         return 100 * np.array(
             [
-                np.mean([runs[f"{modality}/{method}/{size}/{seed}"]["top1"] for size in sizes])
+                np.mean([runs[f"{task}/{method}/{size}/{seed}"]["top1"] for size in sizes])
                 for seed in self.seeds[method]
             ]
         )
 
     @property
-    def modalities(self) -> list[str]:
-        """The single encoders that all methods and seeds were measured with."""
+    def tasks(self) -> list[str]:
+        """The tasks of single encoders that all methods and seeds were measured on."""
         wanted = [
             f"{method}/{depth}x{width}/{seed}"
             for method in self.methods
@@ -74,7 +76,7 @@ class Family:
             for seed in self.seeds[method]
         ]
         runs = self.results["runs"]
-        return [name for name in ("image", "text") if all(f"{name}/{key}" in runs for key in wanted)]
+        return [name for name in ENCODER_TASKS if all(f"{name}/{key}" in runs for key in wanted)]
 
     def stored_megabytes(self, method: str) -> float | None:
         """What has to be kept to start all sizes, in float16; None for what starts from nothing."""

@@ -9,7 +9,8 @@ each has the best learning rate of a grid, chosen on validation pairs with a see
 
     family      four depths x three widths: zero-shot and retrieval on test pairs before and after fine-tuning
     curves      some sizes, validation pairs, many steps: how long each start keeps its lead, and what scratch needs
-    encoders    image-only descendants classify other photos (--clothing), text-only ones titles into sub-categories
+    encoders    image-only descendants classify digits and other photos (--clothing), text-only ones titles into
+                sub-categories
 
 Runs that the results file holds are not repeated. Plots are drawn beside it; `benchmarks.report` makes the tables.
 """
@@ -31,7 +32,7 @@ from benchmarks.files import Results
 from benchmarks.initialisers import BUNDLED, GENES, INITIALISERS, Sources, extract_gene, turned_ancestor
 from benchmarks.report_plots import plot_all
 from benchmarks.settings import CONFIGURATIONS, Configuration, known_rows, make_quick_ancestor
-from benchmarks.single_encoders import image_task, text_task, train_classifier
+from benchmarks.single_encoders import Task, clothing_task, digit_task, text_task, train_classifier
 from mmlg_hf import ExtractionArguments
 from mmlg_hf.ancestors import gene_config
 from mmlg_hf.data import process_pairs
@@ -88,13 +89,13 @@ class Study:
         calibration = Pairs(self.splits["train"].select(range(512)), self.processor)
         batches = [self.collator([calibration[row] for row in range(n, n + 128)]) for n in range(0, 512, 128)]
         self.turned = turned_ancestor(self.ancestor, batches)
-        self.tasks = {}
-        count = options.encoder_steps * options.batch_size
+        limits = {"train": options.encoder_steps * options.batch_size, "validation": 300, "test": 600}
+        self.tasks = {"digits": digit_task(self.processor, limits)}
         if options.clothing:
-            self.tasks["image"] = image_task(options.clothing, self.processor, count, 372)
+            self.tasks["clothes"] = clothing_task(options.clothing, self.processor, limits)
         if configuration.text_label:
-            column = configuration.text_label
-            self.tasks["text"] = text_task(self.splits["train"], self.measured["test"], column, self.processor, count)
+            texts = {"train": self.splits["train"], **self.measured}
+            self.tasks["titles"] = text_task(texts, configuration.text_label, self.processor, limits)
 
     def _trim(self, processor: CLIPProcessor) -> CLIPProcessor:
         """Cut the ancestor's vocabulary to the data's tokens, so that every method has the same small embedding."""
@@ -258,16 +259,34 @@ def run_curves(study: Study, results: Results, sources: Sources, method: str, se
 
 
 def run_encoders(study: Study, results: Results, sources: Sources, method: str, seed: int) -> None:
-    """The image-only and the text-only descendants, each on a task of its own, at one rate for all methods."""
-    arguments = study.training_arguments(study.options.encoder_steps, study.options.encoder_rate)
-    for modality, task in study.tasks.items():
-        for depth, width in study.options.encoder_sizes:
+    """The image-only and the text-only descendants, each on tasks of its own."""
+    options = study.options
+    for name, task in study.tasks.items():
+        rate = tuned_encoder_rate(study, results, sources, method, name)
+        for depth, width in options.encoder_sizes:
 
-            def run(depth: int = depth, width: int = width, modality: str = modality, task: Any = task) -> Any:
+            def run(depth: int = depth, width: int = width, task: Task = task, rate: float = rate) -> dict[str, Any]:
                 model = INITIALISERS[method](sources, depth, width, seed)
-                return train_classifier(model, modality, task, arguments, seed)
+                arguments = study.training_arguments(options.encoder_steps, rate)
+                return {"rate": rate, **train_classifier(model, task, arguments, seed)}
 
-            results.add(f"{modality}/{method}/{depth}x{width}/{seed}", run)
+            results.add(f"{name}/{method}/{depth}x{width}/{seed}", run)
+
+
+def tuned_encoder_rate(study: Study, results: Results, sources: Sources, method: str, name: str) -> float:
+    """The rate with the best accuracy on a task's validation rows, summed over the tuning sizes."""
+    options, task = study.options, study.tasks[name]
+    scores: dict[float, float] = dict.fromkeys(options.encoder_rates, 0.0)
+    for rate in options.encoder_rates:
+        for depth, width in options.tuning_sizes:
+
+            def run(rate: float = rate, depth: int = depth, width: int = width) -> dict[str, Any]:
+                model = INITIALISERS[method](sources, depth, width, TUNING_SEED)
+                arguments = study.training_arguments(options.encoder_steps, rate)
+                return train_classifier(model, task, arguments, TUNING_SEED, "validation")
+
+            scores[rate] += results.add(f"tuning-{name}/{method}/{depth}x{width}/{rate:g}", run)["top1"]
+    return max(scores, key=lambda rate: scores[rate])
 
 
 def describe(study: Study, results: Results, sources: Sources) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.family import Family
+from benchmarks.family import ENCODER_TASKS, Family
 from benchmarks.initialisers import BUNDLED
 from benchmarks.report_plots import plot_all
 
@@ -76,12 +76,15 @@ def long_table(long: Family) -> list[str]:
 
 
 def classifier_table(family: Family) -> list[str]:
-    modalities = family.modalities
-    if not modalities:
+    tasks = family.tasks
+    if not tasks:
         return ["Not measured yet (`--parts encoders`)."]
-    lines = [f"| start | {' | '.join(f'{name}-only' for name in modalities)} |", f"|---|{'---|' * len(modalities)}"]
+    lines = [
+        f"| start | {' | '.join(f'{name}, {ENCODER_TASKS[name]}' for name in tasks)} |",
+        f"|---|{'---|' * len(tasks)}",
+    ]
     for method in family.methods:
-        lines.append(f"| {method} | {' | '.join(told(family.classifier(m, method)) for m in modalities)} |")
+        lines.append(f"| {method} | {' | '.join(told(family.classifier(task, method)) for task in tasks)} |")
     return lines
 
 

@@ -1,14 +1,16 @@
 """The initialisation study's image-only and text-only descendants, each fine-tuned as a classifier."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import CLIPForImageClassification, CLIPModel, Trainer, TrainingArguments, set_seed
 
 from mmlg_hf import CLIPTextForSequenceClassification
 from mmlg_hf.data import load_image_text, process_images
+from mmlg_hf.digits import digit_splits
 from mmlg_hf.metrics import classification_results, label_ranks
 
 
@@ -25,35 +27,52 @@ class Labelled(torch.utils.data.Dataset):
         return {**self.rows[row], "labels": self.labels[row]}
 
 
-def image_task(data: str, processor: Any, train_rows: int, test_rows: int) -> tuple[Labelled, Labelled, list[str]]:
-    """Other photos than the study's: a data set with splits train and test and a column "label"."""
-    found = []
-    names: list[str] = []
-    for split, count in (("train", train_rows), ("test", test_rows)):
-        rows = load_image_text(data, split).shuffle(seed=0)
+@dataclass(frozen=True)
+class Task:
+    """A classification task for one encoder: what it is trained on, tuned on and measured on."""
+
+    modality: str  # "image" or "text"
+    splits: dict[str, Labelled]  # train, validation, test
+    names: list[str]
+
+
+def image_task(splits: DatasetDict, processor: Any, limits: dict[str, int]) -> Task:
+    """Photos or pictures with a column "label" that names its classes; at most so many rows of each split."""
+    found = {}
+    for split, count in limits.items():
+        rows = splits[split].shuffle(seed=0)
         rows = rows.select(range(min(count, len(rows))))
-        names = names or rows.features["label"].names
         pixels = process_images(rows, processor.image_processor, image_column="image")["pixel_values"]
-        found.append(Labelled([{"pixel_values": torch.as_tensor(row)} for row in pixels], list(rows["label"])))
-    return found[0], found[1], names
+        found[split] = Labelled([{"pixel_values": torch.as_tensor(row)} for row in pixels], list(rows["label"]))
+    return Task("image", found, splits["train"].features["label"].names)
 
 
-def text_task(
-    train: Dataset, test: Dataset, column: str, processor: Any, train_rows: int
-) -> tuple[Labelled, Labelled, list[str]]:
+def clothing_task(data: str, processor: Any, limits: dict[str, int]) -> Task:
+    """Clothes on other photos than the study's."""
+    return image_task(DatasetDict({name: load_image_text(data, name) for name in limits}), processor, limits)
+
+
+def digit_task(processor: Any, limits: dict[str, int]) -> Task:
+    """scikit-learn's handwritten digits: nothing that the study's photos show."""
+    size = processor.image_processor.size
+    return image_task(digit_splits(size.get("height") or size["shortest_edge"], 1000, 300), processor, limits)
+
+
+def text_task(splits: dict[str, Dataset], column: str, processor: Any, limits: dict[str, int]) -> Task:
     """Texts of the study's own splits with labels that are told from the text."""
-    train = train.shuffle(seed=1).select(range(min(train_rows, len(train))))
-    names = sorted(set(train[column]))
-    test = test.select([row for row, name in enumerate(test[column]) if name in set(names)])
-    found = []
-    for rows in (train, test):
+    train = splits["train"].shuffle(seed=1)
+    rows_of = {**splits, "train": train.select(range(min(limits["train"], len(train))))}
+    names = sorted(set(rows_of["train"][column]))
+    found = {}
+    for split, rows in rows_of.items():
+        rows = rows.select([row for row, name in enumerate(rows[column]) if name in set(names)])
         tokens = processor.tokenizer(list(rows["text"]), truncation=True, padding="max_length", return_tensors="pt")
         texts = [
             {"input_ids": ids, "attention_mask": mask}
             for ids, mask in zip(tokens["input_ids"], tokens["attention_mask"], strict=True)
         ]
-        found.append(Labelled(texts, [names.index(name) for name in rows[column]]))
-    return found[0], found[1], names
+        found[split] = Labelled(texts, [names.index(name) for name in rows[column]])
+    return Task("text", found, names)
 
 
 def as_classifier(model: CLIPModel, modality: str, num_labels: int, seed: int) -> Any:
@@ -72,20 +91,15 @@ def as_classifier(model: CLIPModel, modality: str, num_labels: int, seed: int) -
 
 
 def train_classifier(
-    model: CLIPModel,
-    modality: str,
-    task: tuple[Labelled, Labelled, list[str]],
-    arguments: dict[str, Any],
-    seed: int,
+    model: CLIPModel, task: Task, arguments: dict[str, Any], seed: int, split: str = "test"
 ) -> dict[str, float]:
-    """Fine-tune one encoder with the stock Trainer; return accuracies on the task's test rows and the seconds."""
-    train, test, names = task
-    classifier = as_classifier(model, modality, len(names), seed)
-    trainer = Trainer(classifier, TrainingArguments(**arguments, seed=seed), train_dataset=train)
+    """Fine-tune one encoder with the stock Trainer; return accuracies on a split of the task, and the seconds."""
+    classifier = as_classifier(model, task.modality, len(task.names), seed)
+    trainer = Trainer(classifier, TrainingArguments(**arguments, seed=seed), train_dataset=task.splits["train"])
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
-    logits = torch.as_tensor(trainer.predict(test).predictions)
-    labels = torch.tensor(test.labels)
-    figures = classification_results(label_ranks(logits, labels), labels, len(names))
+    measured: Any = task.splits[split]
+    logits, labels = torch.as_tensor(trainer.predict(measured).predictions), torch.tensor(measured.labels)
+    figures = classification_results(label_ranks(logits, labels), labels, len(task.names))
     return {"top1": figures["top1"], "mean_per_class": figures["mean_per_class"], "seconds": round(seconds, 2)}
