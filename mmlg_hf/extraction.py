@@ -163,6 +163,7 @@ def extract_learngene(
     collator = AncestorCollator(None if is_classifier(model) else ImageTextCollator(processor))
     train = _process(data, model, processor, args)
     set_seed(args.seed)
+    started = time.monotonic()  # the rotation, the fit and the ancestor's outputs are part of the price
     gene = _make_gene(model, args, train, collator)
     gene.config.ancestor, gene.processor = described, processor
     evaluation = (
@@ -184,7 +185,6 @@ def extract_learngene(
     )
     if resume_from_checkpoint is True:
         resume_from_checkpoint = get_last_checkpoint(args.output_dir)
-    started = time.monotonic()
     result = trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     gene.config.recipe = _recipe(args, dataset, train, result, trainer.state, time.monotonic() - started)
     trainer.save_model(args.output_dir)
