@@ -217,7 +217,7 @@ def tuned_rate(study: Study, results: Results, sources: Sources, method: str) ->
 
             def run(rate: float = rate, depth: int = depth, width: int = width) -> dict[str, Any]:
                 model = INITIALISERS[method](sources, depth, width, TUNING_SEED)
-                study.fine_tune(model, TUNING_SEED, rate, options.tuning_steps)
+                study.fine_tune(model, TUNING_SEED, rate, options.steps)
                 return {"figures": study.measure(model, "validation")}
 
             found = results.add(f"tuning/{method}/{depth}x{width}/{rate:g}", run)["figures"]
@@ -382,9 +382,8 @@ def main() -> None:
     configuration = CONFIGURATIONS[options.configuration]
     for key, value in (configuration.settings | (configuration.quick if options.quick else {})).items():
         setattr(options, key, value)
-    options.tuning_steps = options.steps
     if options.long:
-        options.curve_steps, options.tuning_steps, options.parts = options.long, options.long // 10, ["curves"]
+        options.curve_steps, options.parts = options.long, ["curves"]
         options.methods = options.methods or ["scratch"]
     options.data = options.data or configuration.data
     options.work = options.work or f"runs/{configuration.name}-initialisation{'-quick' if options.quick else ''}"
