@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 STYLES = {"MM-LG, bundled": ("#c0392b", 2.8), "MM-LG": ("#e67e22", 2.2), "scratch": ("#555555", 1.6)}
 
-OTHERS = ("#1f77b4", "#17a589", "#27ae60", "#8e44ad", "#7f6a4f", "#5dade2", "#d98cb3", "#a2b627")
+OTHERS = ("#1f77b4", "#17a589", "#27ae60", "#8e44ad", "#7f6a4f", "#5dade2", "#d98cb3", "#a2b627", "#f0b90b")
 
 
 def style(method: str, methods: list[str]) -> dict[str, Any]:
