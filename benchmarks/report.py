@@ -104,6 +104,21 @@ def retention_table(zoo: dict[str, Any]) -> list[str]:
     return lines
 
 
+def sharing_table(zoo: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The bundled gene beside one without a shared block, extracted alike: all test pairs, one run each."""
+    lines = [
+        "| model | zero-shot, shared | zero-shot, not shared | R@10, shared | R@10, not shared |",
+        "|---|---|---|---|---|",
+    ]
+    for ours, theirs in zip(zoo["models"][1:], other["models"][1:], strict=True):
+        name = ours["name"]
+        if ours["role"] == "gene":
+            name += f" ({ours['parameters'] / 1e6:.2f} M and {theirs['parameters'] / 1e6:.2f} M parameters)"
+        figures = [100 * m["figures"][n] for n in ("top1", "image_to_text_R@10") for m in (ours, theirs)]
+        lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in figures)} |")
+    return lines
+
+
 def retention(family: Family) -> dict[str, dict[str, Array]]:
     """Shares of the ancestor's figures that MM-LG's untrained descendants keep after the short extraction, by seed."""
     ancestor = family.results["ancestor"]["test"]
@@ -270,6 +285,7 @@ def render(read: Callable[[str], dict[str, Any]], zoo: dict[str, Any]) -> tuple[
     parts = {
         "summary": summary_table(rows),
         "retention": retention_table(zoo),
+        "sharing": sharing_table(zoo, read("gene-no-shared-block.json")),
         "family": family_table(family),
         "before": size_table(family, "before"),
         "after": size_table(family, "after"),
