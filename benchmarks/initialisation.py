@@ -18,6 +18,7 @@ Runs that the results file holds are not repeated. Plots are drawn beside it; `b
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -208,21 +209,23 @@ class Study:
         return time.perf_counter() - started - measuring, curve
 
 
+def best_rate(options: argparse.Namespace, rates: list[float], score: Callable[[int, int, float], float]) -> float:
+    """The rate with the best score (of depth, width and rate), summed over the tuning sizes."""
+    return max(rates, key=lambda rate: sum(score(*size, rate) for size in options.tuning_sizes))
+
+
 def tuned_rate(study: Study, results: Results, sources: Sources, method: str) -> float:
-    """The rate with the best recall, summed over the tuning sizes, on validation pairs after fine-tuning."""
-    options = study.options
-    scores: dict[float, float] = dict.fromkeys(options.rates, 0.0)
-    for rate in options.rates:
-        for depth, width in options.tuning_sizes:
+    """The rate with the best recall on validation pairs after fine-tuning."""
 
-            def run(rate: float = rate, depth: int = depth, width: int = width) -> dict[str, Any]:
-                model = INITIALISERS[method](sources, depth, width, TUNING_SEED)
-                study.fine_tune(model, TUNING_SEED, rate, options.steps)
-                return {"figures": study.measure(model, "validation")}
+    def score(depth: int, width: int, rate: float) -> float:
+        def run() -> dict[str, Any]:
+            model = INITIALISERS[method](sources, depth, width, TUNING_SEED)
+            study.fine_tune(model, TUNING_SEED, rate, study.options.steps)
+            return {"figures": study.measure(model, "validation")}
 
-            found = results.add(f"tuning/{method}/{depth}x{width}/{rate:g}", run)["figures"]
-            scores[rate] += found["mean_R@10"]
-    return max(scores, key=lambda rate: scores[rate])
+        return results.add(f"tuning/{method}/{depth}x{width}/{rate:g}", run)["figures"]["mean_R@10"]
+
+    return best_rate(study.options, study.options.rates, score)
 
 
 def run_family(study: Study, results: Results, sources: Sources, method: str, seed: int, rate: float) -> None:
@@ -274,19 +277,17 @@ def run_encoders(study: Study, results: Results, sources: Sources, method: str, 
 
 
 def tuned_encoder_rate(study: Study, results: Results, sources: Sources, method: str, name: str) -> float:
-    """The rate with the best accuracy on a task's validation rows, summed over the tuning sizes."""
-    options, task = study.options, study.tasks[name]
-    scores: dict[float, float] = dict.fromkeys(options.encoder_rates, 0.0)
-    for rate in options.encoder_rates:
-        for depth, width in options.tuning_sizes:
+    """The rate with the best accuracy on a task's validation rows."""
 
-            def run(rate: float = rate, depth: int = depth, width: int = width) -> dict[str, Any]:
-                model = INITIALISERS[method](sources, depth, width, TUNING_SEED)
-                arguments = study.training_arguments(options.encoder_steps, rate)
-                return train_classifier(model, task, arguments, TUNING_SEED, "validation")
+    def score(depth: int, width: int, rate: float) -> float:
+        def run() -> dict[str, Any]:
+            model = INITIALISERS[method](sources, depth, width, TUNING_SEED)
+            arguments = study.training_arguments(study.options.encoder_steps, rate)
+            return train_classifier(model, study.tasks[name], arguments, TUNING_SEED, "validation")
 
-            scores[rate] += results.add(f"tuning-{name}/{method}/{depth}x{width}/{rate:g}", run)["top1"]
-    return max(scores, key=lambda rate: scores[rate])
+        return results.add(f"tuning-{name}/{method}/{depth}x{width}/{rate:g}", run)["top1"]
+
+    return best_rate(study.options, study.options.encoder_rates, score)
 
 
 def describe(study: Study, results: Results, sources: Sources) -> None:
