@@ -21,7 +21,14 @@ from transformers import (
 from .configuration_learngene import LearngeneConfig
 from .data import processor_key
 from .errors import LearngeneError
-from .expansion import IMAGE_AXES, TEXT_AXES, take_slice
+from .expansion import (
+    IMAGE_AXES,
+    TEXT_AXES,
+    TOKEN_EMBEDDING,
+    TOKEN_PROJECTION,
+    factor_table,
+    take_slice,
+)
 from .modeling_learngene import LearngeneForImageClassification, LearngeneModel, encoder_sizes
 
 # What is distilled of an ancestor; the columns that carry it beside the data.
@@ -93,8 +100,13 @@ def gene_config(
     mixing: str,
     depth: Any = None,
     width: Any = None,
+    token_embedding_rank: int | None = None,
 ) -> LearngeneConfig:
-    """Return the config of a gene whose auxiliary model has the ancestor's shape, or the size given."""
+    """Return the config of a gene whose auxiliary model has the ancestor's shape, or the size given.
+
+    Args:
+        token_embedding_rank: None, or the text encoder's width or more, stores the token embedding whole.
+    """
     config = ancestor.config
     shared: dict[str, Any] = {"num_unimodal_blocks": num_unimodal_blocks, "mixing": mixing}
     if not is_classifier(ancestor):
@@ -108,13 +120,15 @@ def gene_config(
             )
         shared |= {"vision_config": _vision_config(config), "num_multimodal_blocks": 0}
         shared |= {"id2label": config.id2label, "label2id": config.label2id}
-    full = LearngeneConfig(**shared)
-    if depth is None and width is None:
-        return full
-    smaller = full.descendant_config(depth, width, "image" if is_classifier(ancestor) else "multimodal")
-    shared["vision_config"] = smaller.vision_config.to_dict()
-    if "text_config" in shared:
-        shared["text_config"] = smaller.text_config.to_dict()
+    if depth is not None or width is not None:
+        modality = "image" if is_classifier(ancestor) else "multimodal"
+        smaller = LearngeneConfig(**shared).descendant_config(depth, width, modality)
+        shared["vision_config"] = smaller.vision_config.to_dict()
+        if "text_config" in shared:
+            shared["text_config"] = smaller.text_config.to_dict()
+    if token_embedding_rank is not None and "text_config" in shared:
+        width = shared["text_config"]["hidden_size"]
+        shared["token_embedding_rank"] = token_embedding_rank if token_embedding_rank < width else None
     return LearngeneConfig(**shared)
 
 
@@ -139,7 +153,11 @@ def copy_outer_weights(gene: Any, ancestor: PreTrainedModel) -> None:
     for modality, config in gene.config.encoder_configs.items():
         for name, axes in (IMAGE_AXES if modality == "image" else TEXT_AXES).items():
             if name in own and name in theirs:
-                own[name].copy_(take_slice(theirs[name], axes, encoder_sizes(config)))
+                weight = take_slice(theirs[name], axes, encoder_sizes(config))
+                if name == TOKEN_EMBEDDING and TOKEN_PROJECTION in own:
+                    weight, projection = factor_table(weight, own[name].shape[1])
+                    own[TOKEN_PROJECTION].copy_(projection)
+                own[name].copy_(weight)
     if "logit_scale" in own and "logit_scale" in theirs:
         own["logit_scale"].copy_(theirs["logit_scale"])
 

@@ -230,6 +230,7 @@ def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
         "example_width": head_size * max(1, heads // 2),
         "blocks": f"{multimodal} shared by both encoders and {unimodal} of each encoder's own" if multimodal else
         f"{unimodal} of each encoder",
+        "token_rank": config.get("token_embedding_rank"),
         "mixing": MIXING_WORDS.get(str(config.get("mixing"))),
         "experts": _experts(encoders[0]),
         "ancestor": f"`{ancestor['id']}`" if ancestor.get("id") else "a CLIP model",

@@ -105,7 +105,7 @@ def extract(
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Steps, in place of epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pairs in a step of each process.", show_default="32")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="1e-3")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of AdamW.", show_default="1e-3")] = None,
     trim_vocabulary: Annotated[
         bool, typer.Option("--trim-vocabulary", help="Keep only the tokens that the data uses.")
     ] = False,
@@ -119,7 +119,7 @@ def extract(
     """Extract a gene from a CLIP with image-text data.
 
     Every other field of ExtractionArguments and TrainingArguments is an option under its own name, after ANCESTOR:
-    --num_unimodal_blocks 2 --mixing chebyshev --bf16 --save_steps 200 ...
+    --num_unimodal_blocks 2 --mixing chebyshev --muon_learning_rate 2e-3 --bf16 --save_steps 200 ...
     """
     if not resume:
         _check_empty(output)

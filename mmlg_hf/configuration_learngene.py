@@ -26,6 +26,8 @@ class LearngeneConfig(PreTrainedConfig):
         mixing (`str`): "shared-slope" (one block each: V + (l/L) M), "linear" (1, l/L; at most two blocks a group; one
             each: M + (l/L) V), "chebyshev" (T_n(l/L)) or "learned" (one coefficient per layer, block and parameter,
             trained, and interpolated over l/L for another depth).
+        token_embedding_rank (`int`, *optional*): the token embedding is stored as a product of [vocabulary, rank] and
+            [rank, width] (ALBERT, arXiv 1909.11942); None stores it whole. Descendants have it whole.
         scale_norms (`bool`): whether a slice of width w multiplies its LayerNorm weights by sqrt(W/w), as suits
             a gene whose leading channels hold most of the residual stream.
         logit_scale_init_value (`float`): natural logarithm of the initial logit scale, as in CLIP.
@@ -52,6 +54,7 @@ class LearngeneConfig(PreTrainedConfig):
     num_multimodal_blocks: int = 1
     num_unimodal_blocks: int = 1
     mixing: str = "linear"
+    token_embedding_rank: int | None = None
     scale_norms: bool = False
     logit_scale_init_value: float | int = 2.6592
     initializer_factor: float | int = 1.0
@@ -198,6 +201,18 @@ class LearngeneConfig(PreTrainedConfig):
             )
         if self.num_multimodal_blocks and self.text_config is not None:
             self._check_shareable()
+        if self.token_embedding_rank is not None:
+            self._check_rank(self.token_embedding_rank)
+
+    def _check_rank(self, rank: int):
+        if self.text_config is None:
+            raise LearngeneError(f"token_embedding_rank is {rank}, but an image gene (text_config None) has no tokens")
+        width = self.text_config.hidden_size  # type: ignore[union-attr]
+        if not 0 < rank < width:
+            raise LearngeneError(
+                f"token_embedding_rank is {rank}: it takes 1 to {width - 1}, below the text encoder's width, or None "
+                "for a token embedding that is stored whole"
+            )
 
     def _check_shareable(self):
         vision: Any = self.vision_config

@@ -48,8 +48,10 @@ IMAGE_AXES: dict[str, tuple[str | None, ...]] = {
     "classifier.weight": (None, "hidden"),
     "classifier.bias": (None,),
 }
+TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
+TOKEN_PROJECTION = "text_model.embeddings.token_projection.weight"
 TEXT_AXES: dict[str, tuple[str | None, ...]] = {
-    "text_model.embeddings.token_embedding.weight": (None, "hidden"),
+    TOKEN_EMBEDDING: (None, "hidden"),
     "text_model.embeddings.position_embedding.weight": (None, "hidden"),
     "text_model.final_layer_norm.weight": ("hidden",),
     "text_model.final_layer_norm.bias": ("hidden",),
@@ -174,6 +176,18 @@ def slice_norm_scale(width: int, own_width: int) -> float:
     (see `mmlg_hf.rotation`) have sqrt(W/w) times that of all W, and would come out smaller by as much.
     """
     return (own_width / width) ** 0.5
+
+
+def factor_table(table: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return factors [V, rank] and [D, rank] whose product is closest to a table [V, D] (Eckart and Young, 1936)."""
+    directions = torch.linalg.eigh(table.double().T @ table.double())[1].flip(1)[:, :rank]
+    return (table.double() @ directions).to(table.dtype), directions.to(table.dtype)
+
+
+def join_table(factor: Tensor, projection: Tensor) -> Tensor:
+    """Compute the whole table [V, D] from the factors of `factor_table`."""
+    with torch.autocast(factor.device.type, enabled=False):  # as in `expand_layers`
+        return factor @ projection.T
 
 
 def layer_state_dict(prefix: str, expanded: Mapping[str, Tensor]) -> dict[str, Tensor]:

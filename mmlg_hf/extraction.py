@@ -45,8 +45,14 @@ class ExtractionArguments(TrainingArguments):
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "schedule of the learning rate"})
     warmup_steps: float = field(default=0.05, metadata={"help": "steps of warming up; below 1 a share of all steps"})
-    weight_decay: float = field(default=0.05, metadata={"help": "weight decay, not of biases and LayerNorms"})
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "weight decay, not of biases and of LayerNorms outside the blocks"}
+    )
     adam_beta2: float = field(default=0.98, metadata={"help": "decay of AdamW's second moment"})
+    muon_learning_rate: float | None = field(
+        default=4e-3,
+        metadata={"help": "peak learning rate of Muon, for the blocks' matrices; 0 or None takes AdamW for them, too"},
+    )
 
     num_multimodal_blocks: int | None = field(
         default=None, metadata={"help": "blocks shared by both encoders; None takes 1, and 0 for an image gene"}
@@ -64,6 +70,13 @@ class ExtractionArguments(TrainingArguments):
     gene_depth: int | None = field(default=None, metadata={"help": "layers of the gene; None takes the ancestor's"})
     gene_width: int | None = field(
         default=None, metadata={"help": "hidden_size of the gene's wider encoder; None takes the ancestor's"}
+    )
+    token_embedding_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "rank at which the gene stores its token embedding; None takes a quarter of the text encoder's "
+            "width, that width or more stores it whole"
+        },
     )
     initialisation: str = field(
         default="fitted",
@@ -112,8 +125,22 @@ class ExtractionArguments(TrainingArguments):
             raise LearngeneError("all loss weights are 0: give affinity_weight, feature_weight or contrastive_weight")
         if self.elastic and self.elastic_samples < 1:
             raise LearngeneError(f"elastic_samples is {self.elastic_samples}: take at least 1, or elastic=False")
+        if self.token_embedding_rank is not None and self.token_embedding_rank < 1:
+            raise LearngeneError(f"token_embedding_rank is {self.token_embedding_rank}: it takes 1 or more, or None")
+        if self.muon_learning_rate:
+            self._check_muon(self.muon_learning_rate)
         if self.distillation_temperature <= 0:
             raise LearngeneError(f"distillation_temperature is {self.distillation_temperature}: it must be above 0")
+
+    def _check_muon(self, rate: float):
+        if rate < 0:
+            raise LearngeneError(f"muon_learning_rate is {rate}: it cannot be negative; 0 or None takes AdamW alone")
+        unfit = [name for name in ("fp16", "fsdp", "deepspeed") if getattr(self, name)]
+        if unfit:
+            raise LearngeneError(
+                f"muon_learning_rate is {rate} with {unfit[0]}, which scales or moves what Muon works on: set it "
+                "to 0, or use bf16 and plain data parallelism"
+            )
 
 
 def extract_learngene(
@@ -162,13 +189,13 @@ def extract_learngene(
 
     collator = AncestorCollator(None if is_classifier(model) else ImageTextCollator(processor))
     train = _process(data, model, processor, args)
+    evaluation = (
+        None if eval_dataset is None else _process(load_image_text(eval_dataset, None), model, processor, args)
+    )
     set_seed(args.seed)
     started = time.monotonic()  # the rotation, the fit and the ancestor's outputs are part of the price
     gene = _make_gene(model, args, train, collator)
     gene.config.ancestor, gene.processor = described, processor
-    evaluation = (
-        None if eval_dataset is None else _process(load_image_text(eval_dataset, None), model, processor, args)
-    )
     if args.cache_ancestor and isinstance(train, Dataset):
         folder = args.ancestor_cache_dir or Path(args.output_dir, "ancestor_outputs")
         with args.main_process_first(desc="ancestor outputs"):
@@ -223,8 +250,12 @@ def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: An
     unimodal, multimodal = (2, 0) if is_classifier(ancestor) else (1, 1)
     multimodal = multimodal if args.num_multimodal_blocks is None else args.num_multimodal_blocks
     unimodal = unimodal if args.num_unimodal_blocks is None else args.num_unimodal_blocks
+    rank = args.token_embedding_rank
+    if rank is None and not is_classifier(ancestor):
+        rank = max(ancestor.config.text_config.hidden_size // 4, 1)
     config = gene_config(
         ancestor,
+        token_embedding_rank=rank,
         num_multimodal_blocks=multimodal,
         num_unimodal_blocks=unimodal,
         mixing=args.mixing or ("shared-slope" if multimodal == unimodal == 1 else "linear"),

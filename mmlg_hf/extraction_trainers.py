@@ -14,6 +14,7 @@ from .losses import (
     feature_distillation_loss,
     soft_distillation_loss,
 )
+from .optimizers import muon_adamw
 from .training import ContrastiveTrainer, ImageTextCollator
 
 Sizes = list[tuple[int, int] | None]
@@ -53,6 +54,7 @@ class _ElasticMixin:
 
     ancestor: Any
     args: Any
+    optimizer: Any
 
     def _sizes(self) -> Sizes:
         """Return the gene's own size and the smaller ones of this step, alike on every process and after a resume."""
@@ -60,6 +62,16 @@ class _ElasticMixin:
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)  # type: ignore[attr-defined]
         chosen = torch.randperm(len(grid), generator=generator)[: self.args.elastic_samples].tolist()
         return [None, *(grid[index] for index in chosen)]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return Muon for the matrices of the blocks and AdamW for all else, or the Trainer's own choice."""
+        args, trained = self.args, model if model is not None else self.model  # type: ignore[attr-defined]
+        if not args.muon_learning_rate or self.optimizer is not None:
+            return super().create_optimizer(model)  # type: ignore[misc]
+        stacks = [p for blocks in trained.block_groups().values() for p in blocks.parameters() if p.dim() == 3]
+        decayed = self.get_decay_parameter_names(trained)  # type: ignore[attr-defined]
+        self.optimizer = muon_adamw(trained, stacks, args.muon_learning_rate, args, decayed)
+        return self.optimizer
 
     def _targets(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Take the ancestor's outputs from the batch, or compute them."""

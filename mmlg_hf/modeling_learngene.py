@@ -24,8 +24,11 @@ from .expansion import (
     IMAGE_AXES,
     LAYER_AXES,
     TEXT_AXES,
+    TOKEN_EMBEDDING,
+    TOKEN_PROJECTION,
     expand_layers,
     interpolate_coefficients,
+    join_table,
     layer_state_dict,
     mixing_coefficients,
     shares_slope,
@@ -149,16 +152,36 @@ class LearngeneVisionModel(CLIPVisionModel):
         self.post_init()
 
 
-class LearngeneTextModel(CLIPTextModel):
-    """CLIP's text encoder whose layers hold no weights."""
+class FactoredTextEmbeddings(CLIPTextEmbeddings):
+    """CLIP's text embeddings with a token embedding of a lower rank, projected to the width (ALBERT)."""
 
-    def __init__(self, config):
+    def __init__(self, config, rank: int):
+        super().__init__(config)
+        self.token_embedding = nn.Embedding(config.vocab_size, rank)
+        self.token_projection = nn.Linear(rank, config.hidden_size, bias=False)
+
+    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None) -> Tensor:
+        """Embed tokens [batch, tokens] as [batch, tokens, hidden_size], as `CLIPTextEmbeddings.forward`."""
+        if inputs_embeds is None:
+            inputs_embeds = self.token_projection(self.token_embedding(input_ids))
+        return super().forward(input_ids, position_ids, inputs_embeds)
+
+
+class LearngeneTextModel(CLIPTextModel):
+    """CLIP's text encoder whose layers hold no weights; `token_rank` None stores the token embedding whole."""
+
+    def __init__(self, config, token_rank: int | None = None):
         CLIPPreTrainedModel.__init__(self, config)
-        self.embeddings = CLIPTextEmbeddings(config)
+        self.embeddings = FactoredTextEmbeddings(config, token_rank) if token_rank else CLIPTextEmbeddings(config)
         self.encoder = ExpandedEncoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.eos_token_id = config.eos_token_id
         self.post_init()
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, FactoredTextEmbeddings):  # so that the product has the spread of a whole table
+            init.normal_(module.token_projection.weight, std=module.token_projection.in_features**-0.5)
 
 
 class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
@@ -252,6 +275,8 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
             encoder_configs: the descendant's stock sub-configs by modality, "image", "text" or both.
         """
         own = dict(self.named_parameters())
+        if TOKEN_PROJECTION in own and "text" in encoder_configs:
+            own[TOKEN_EMBEDDING] = join_table(own[TOKEN_EMBEDDING], own[TOKEN_PROJECTION])
         weights: dict[str, Tensor] = {}
         for modality, config in encoder_configs.items():
             axes_of = IMAGE_AXES if modality == "image" else TEXT_AXES
@@ -299,7 +324,7 @@ class LearngeneModel(LearngeneMixin, CLIPModel):
         vision, text = config.encoder_configs["image"], config.encoder_configs["text"]
         self.projection_dim = config.projection_dim
         self.text_embed_dim, self.vision_embed_dim = text.hidden_size, vision.hidden_size
-        self.text_model = LearngeneTextModel._from_config(text)
+        self.text_model = LearngeneTextModel._from_config(text, token_rank=config.token_embedding_rank)
         self.vision_model = LearngeneVisionModel._from_config(vision)
         self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
         self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)

@@ -100,6 +100,7 @@ MIXINGS = {
     "linear-multimodal": {"mixing": "linear", "num_multimodal_blocks": 2, "num_unimodal_blocks": 0},
     "chebyshev": {"mixing": "chebyshev", "num_multimodal_blocks": 2, "num_unimodal_blocks": 3},
     "learned": {"mixing": "learned", "num_multimodal_blocks": 2, "num_unimodal_blocks": 1},
+    "factored tokens": {"mixing": "linear", "num_multimodal_blocks": 1, "token_embedding_rank": 5},
 }
 WIDTHS = {"equal": (32, 32), "wide-vision": (32, 16), "wide-text": (16, 32)}
 
@@ -134,7 +135,10 @@ def reference_clip(gene: Any, config: CLIPConfig | None = None) -> CLIPModel:
         leading = tuple(slice(size) for size in tensor.shape)
         encoder, _, rest = name.partition("_model.encoder.layers.")
         if not rest:
-            filled[name] = gene.get_parameter(name).detach()[leading]
+            weight = gene.get_parameter(name).detach()
+            if "token_embedding" in name and gene.config.token_embedding_rank:
+                weight = weight @ gene.text_model.embeddings.token_projection.weight.detach().T
+            filled[name] = weight[leading]
             continue
         layer, _, parameter = rest.partition(".")
         depth = getattr(config, f"{encoder}_config").num_hidden_layers

@@ -233,6 +233,12 @@ def test_an_image_gene_refuses_to_grow_text(image_config, modality):
         ({"num_multimodal_blocks": 3}, 'num_multimodal_blocks is 3, but mixing "linear" has two basis functions'),
         ({"text_config": None}, "an image gene has num_multimodal_blocks=0"),
         (
+            {"text_config": None, "num_multimodal_blocks": 0, "token_embedding_rank": 8},
+            r"token_embedding_rank is 8, but an image gene \(text_config None\) has no tokens",
+        ),
+        ({"token_embedding_rank": 0}, "token_embedding_rank is 0: it takes 1 to 511"),
+        ({"token_embedding_rank": 512}, "token_embedding_rank is 512: it takes 1 to 511, .*or None"),
+        (
             {"text_config": {**B32_TEXT, "num_attention_heads": 16}},
             r"head sizes differ \(vision 64, text 32\)",
         ),

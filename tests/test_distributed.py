@@ -18,6 +18,7 @@ from mmlg_hf.losses import affinity_distillation_loss, contrastive_loss, feature
 
 HERE = Path(__file__).parent
 GLOBAL_BATCH, DIM = 6, 8
+SGD = {"muon_learning_rate": None, "optim": "sgd", "learning_rate": 0.05}
 TRAININGS = {
     "whole": {},
     "accumulated": {"gradient_accumulation_steps": 2},
@@ -93,6 +94,26 @@ def train(name, folder, batch_size):
     }
 
 
+def extract(folder, batch_size, **changes):
+    """Extract a pico gene, elastic; return its weights."""
+    from pico import pico_clip, pico_pairs, pico_processor
+
+    from mmlg_hf import ExtractionArguments, extract_learngene
+
+    args = ExtractionArguments(
+        folder,
+        per_device_train_batch_size=batch_size,
+        max_steps=3,
+        max_grad_norm=0.0,
+        cache_ancestor=False,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        **changes,
+    )
+    return extract_learngene(pico_clip(), pico_pairs(52), args, processor=pico_processor()).state_dict()
+
+
 def be_one_process(folder):
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -104,6 +125,8 @@ def be_one_process(folder):
         results["unequal"] = str(error)
     for name in TRAININGS:
         results[name] = train(name, folder, batch_size=4)
+    results["gene"] = extract(folder, batch_size=4, **SGD)
+    results["gene by Muon"] = extract(folder, batch_size=4)
     torch.save(results, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -150,6 +173,22 @@ def test_two_processes_get_the_weights_and_metrics_of_one(two_processes, name, t
             torch.testing.assert_close(results[name]["weights"][key], weight, atol=1e-6, rtol=1e-5)
         assert results[name]["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
     assert two_processes[0][name]["losses"] == pytest.approx(one["losses"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_extract_the_gene_of_one(two_processes, tmp_path):
+    one = extract(str(tmp_path), batch_size=8, **SGD)
+    for results in two_processes:
+        for key, weight in one.items():
+            torch.testing.assert_close(results["gene"][key], weight, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_muon_leaves_two_processes_with_the_same_gene(two_processes):
+    # Not that of one process: Muon makes steps of one size of the smallest gradients, rounding errors included.
+    first, second = (results["gene by Muon"] for results in two_processes)
+    for key, weight in first.items():
+        torch.testing.assert_close(weight, second[key], rtol=0, atol=0)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Extraction end to end on pico models: what is trained, what the artifact records, resuming, and bad input."""
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Image, IterableDataset
@@ -84,7 +85,8 @@ def test_outer_weights_start_from_the_ancestor(tmp_path):
 
 def test_outer_weights_of_a_turned_ancestor_embed_alike(tmp_path):
     ancestor, pairs, processor = pico_clip().eval(), pico_pairs(8), pico_processor()
-    args = arguments(tmp_path, max_steps=1, learning_rate=0.0, num_unimodal_blocks=2, mixing="chebyshev")
+    settings = {"learning_rate": 0.0, "muon_learning_rate": None, "token_embedding_rank": 999}  # stored whole
+    args = arguments(tmp_path, max_steps=1, num_unimodal_blocks=2, mixing="chebyshev", **settings)
     gene = extract_learngene(ancestor, pairs, args, processor=processor)
     assert gene.config.scale_norms
     assert not torch.allclose(gene.visual_projection.weight, ancestor.visual_projection.weight)
@@ -239,6 +241,9 @@ def test_soft_distillation_is_the_divergence_from_the_ancestor():
         ({"affinity_weight": -1.0}, "affinity_weight is -1.0"),
         ({"feature_weight": 0.0}, "all loss weights are 0"),
         ({"elastic_samples": 0}, "elastic_samples is 0"),
+        ({"muon_learning_rate": -1.0}, "muon_learning_rate is -1.0: it cannot be negative"),
+        ({"muon_learning_rate": 1e-3, "fsdp": True}, "muon_learning_rate is 0.001 with fsdp"),
+        ({"token_embedding_rank": 0}, "token_embedding_rank is 0: it takes 1 or more"),
         ({"distillation_temperature": 0.0}, "distillation_temperature is 0.0"),
     ],
 )
@@ -283,3 +288,34 @@ def test_an_unreadable_image_is_raised_with_its_index_or_skipped(tmp_path):
 
 def test_a_gene_without_text_side_cannot_share_blocks(tmp_path):
     refused("no text side to share", classifier(), pico_pairs(8), tmp_path, num_multimodal_blocks=1)
+
+
+def test_the_token_embedding_is_stored_at_a_quarter_of_the_text_width(tmp_path):
+    args = arguments(tmp_path, max_steps=1, learning_rate=0.0, rotate=False)
+    ancestor = pico_clip()
+    gene = extract_learngene(ancestor, pico_pairs(8), args, processor=pico_processor())
+    width = ancestor.config.text_config.hidden_size
+    assert gene.config.token_embedding_rank == width // 4
+    embeddings = gene.text_model.embeddings
+    table = ancestor.text_model.embeddings.token_embedding.weight.detach()
+    assert embeddings.token_embedding.weight.shape == (len(table), width // 4)
+    # The closest table of that rank, by numpy's singular values.
+    left, values, right = np.linalg.svd(table.double().numpy(), full_matrices=False)
+    best = (left[:, : width // 4] * values[: width // 4]) @ right[: width // 4]
+    product = embeddings.token_projection(embeddings.token_embedding.weight).detach()
+    np.testing.assert_allclose(product.numpy(), best, atol=1e-5)
+    descendant = gene.descendant(1, 16)
+    shown = descendant.text_model.embeddings.token_embedding.weight
+    torch.testing.assert_close(shown, product[:, : shown.shape[1]], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("muon", [None, 0.0, 0.5])
+def test_muon_moves_the_matrices_of_the_blocks_alone(tmp_path, muon):
+    settings = {"max_steps": 1, "learning_rate": 0.0, "warmup_steps": 0, "lr_scheduler_type": "constant"}
+    genes = []
+    for rate, folder in ((1e-12, "still"), (muon, "moved")):
+        args = arguments(tmp_path / folder, muon_learning_rate=rate, **settings)
+        genes.append(extract_learngene(pico_clip(), pico_pairs(8), args, processor=pico_processor()).state_dict())
+    moved = {name for name in genes[0] if not torch.allclose(genes[0][name], genes[1][name], rtol=0, atol=1e-8)}
+    matrices = {name for name in genes[0] if "_blocks." in name and genes[0][name].dim() == 3}
+    assert moved == (matrices if muon else set())

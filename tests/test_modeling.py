@@ -273,6 +273,14 @@ def test_every_layer_norm_of_a_new_gene_is_one(mixing):
         assert torch.equal(weights, torch.ones_like(weights))
 
 
+def test_factored_tokens_of_a_new_gene_have_the_spread_of_a_whole_table():
+    torch.manual_seed(0)
+    gene = LearngeneModel(gene_config(text_width=128, token_embedding_rank=32))
+    embeddings = gene.text_model.embeddings
+    table = embeddings.token_projection(embeddings.token_embedding.weight)
+    assert table.std().item() == pytest.approx(0.02, rel=0.1)
+
+
 def test_learned_mixing_starts_from_the_fixed_coefficients():
     gene = LearngeneModel(gene_config(**MIXINGS["learned"]))
     expected = mixing_coefficients("chebyshev", 2, 1, depth=3)

@@ -12,6 +12,7 @@ from hub_validate import PIPELINE_TAGS as HUB_PIPELINE_TAGS
 from hub_validate import RELATIONS as HUB_RELATIONS
 from hub_validate import card_errors
 from pico import pico_clip
+from pico_genes import multimodal_gene
 from pico_zoo import RESULTS, save_pico_gene
 
 from mmlg_hf import LearngeneError, create_model_card
@@ -48,6 +49,12 @@ def test_a_gene_card_says_what_it_grows_how_it_was_made_and_where_from(gene_fold
     assert "| Steps | 10 |" in card.text
     assert "2506.16673" in card.text
     assert card_errors(str(card)) == []
+
+
+def test_a_gene_card_says_how_its_token_embedding_is_stored():
+    whole, factored = (str(create_model_card(multimodal_gene(token_embedding_rank=rank))) for rank in (None, 5))
+    assert "stored as a product of rank 5" in factored
+    assert "stored as a product" not in whole
 
 
 def test_a_descendant_card_names_its_gene_as_base_model():
