@@ -29,10 +29,13 @@ from mmlg_hf.inspection import measure_size
 SIZES = [(6, 192), (3, 192), (6, 96), (3, 96), (2, 192), (6, 64), (2, 96), (12, 192)]
 
 
+STEPS = 1600
+
+
 def arguments(output: str, **changes: Any) -> ExtractionArguments:
     """Return the settings of the bundled gene, with changes."""
     settings = {
-        "max_steps": 2400,
+        "max_steps": STEPS,
         "per_device_train_batch_size": 16,
         "logging_steps": 20,
         "save_steps": 100,
@@ -53,7 +56,7 @@ def main() -> None:
     parser.add_argument("--work", default="runs/gene", help="folder of checkpoints")
     parser.add_argument("--output", default="mmlg_hf/zoo/mmlg-fashion-48")
     parser.add_argument("--results", help="JSON of the figures; by default results.json beside the gene")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--num-multimodal-blocks", type=int, help="blocks that both encoders share; 1 if not given")
     parser.add_argument("--num-unimodal-blocks", type=int, help="blocks of each encoder alone; 1 if not given")
     options = parser.parse_args()
