@@ -55,6 +55,14 @@ class Family:
         ]
         return np.array([point["step"] for point in runs[0]]), 100 * np.array([[p[figure] for p in r] for r in runs])
 
+    def seconds(self, method: str) -> float:
+        """Seconds that a curve's training took, the median over seeds."""
+        depth, width = self.settings["curve_sizes"][0]
+        seeds = self.complete["curves", method]
+        return float(
+            np.median([self.results["runs"][f"curves/{method}/{depth}x{width}/{s}"]["seconds"] for s in seeds])
+        )
+
     def classifier(self, task: str, method: str) -> Array:
         """Mean accuracy over the sizes of image-only or text-only descendants, in per cent, by seed."""
         runs = self.results["runs"]

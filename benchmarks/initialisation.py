@@ -9,6 +9,7 @@ each has the best learning rate of a grid, chosen on validation pairs with a see
 
     family      four depths x three widths: zero-shot and retrieval on test pairs before and after fine-tuning
     curves      some sizes, validation pairs, many steps: how long each start keeps its lead, and what scratch needs
+                (with --long by Muon, too, since genes are extracted by it)
     encoders    image-only descendants classify digits and other photos (--clothing), text-only ones titles into
                 sub-categories
 
@@ -28,27 +29,28 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor, TrainerCallback, TrainingArguments
 
+from benchmarks.cost import extraction_gflops, muon_gflops
 from benchmarks.family import Family
 from benchmarks.files import Results
-from benchmarks.initialisers import BUNDLED, GENES, INITIALISERS, Sources, extract_gene, turned_ancestor
+from benchmarks.initialisers import BUNDLED, BY_MUON, GENES, INITIALISERS, Sources, extract_gene, turned_ancestor
 from benchmarks.report_plots import plot_all
 from benchmarks.settings import CONFIGURATIONS, Configuration, known_rows, make_quick_ancestor
 from benchmarks.single_encoders import Task, clothing_task, digit_task, text_task, train_classifier
-from mmlg_hf import ExtractionArguments
 from mmlg_hf.ancestors import gene_config
 from mmlg_hf.data import process_pairs
 from mmlg_hf.descendants import load_learngene
 from mmlg_hf.evaluation import class_embeddings
-from mmlg_hf.extraction_trainers import size_grid
 from mmlg_hf.inspection import measure_size
 from mmlg_hf.metrics import classification_results, label_ranks, retrieval_results
 from mmlg_hf.model_loading import quiet
+from mmlg_hf.optimizers import muon_adamw
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 from mmlg_hf.vocabulary import trim_embedding, trim_tokenizer
 
 TUNING_SEED = 100
 CURVE_SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the steps, where curves are measured
 EXTRACTION = {
+    "weight_decay": 0.05,  # the default is for long extractions; in one of 80 steps neither does anything
     "logging_steps": 20,
     "save_strategy": "no",
     "report_to": "none",
@@ -186,7 +188,7 @@ class Study:
         }
 
     def fine_tune(
-        self, model: CLIPModel, seed: int, rate: float, steps: int, measured: tuple[int, ...] = ()
+        self, method: str, model: CLIPModel, seed: int, rate: float, steps: int, measured: tuple[int, ...] = ()
     ) -> tuple[float, list[dict[str, Any]]]:
         """Fine-tune with `ContrastiveTrainer`; return the seconds of training, and the curve at the measured steps."""
         curve: list[dict[str, Any]] = []
@@ -204,6 +206,10 @@ class Study:
 
         args = TrainingArguments(**self.training_arguments(steps, rate), seed=seed)
         trainer = ContrastiveTrainer(model, args, self.collator, self.train_pairs(seed), callbacks=[Curve()])
+        if method == BY_MUON:
+            matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.dim() == 2]
+            decayed = trainer.get_decay_parameter_names(model)
+            trainer.optimizer = muon_adamw(model, matrices, rate, args, decayed)
         started = time.perf_counter()
         trainer.train()
         return time.perf_counter() - started - measuring, curve
@@ -214,13 +220,18 @@ def best_rate(options: argparse.Namespace, rates: list[float], score: Callable[[
     return max(rates, key=lambda rate: sum(score(*size, rate) for size in options.tuning_sizes))
 
 
+def tuned_steps(options: argparse.Namespace) -> int:
+    """The steps that rates are chosen by: the family's, and for long curves a tenth of theirs, but not below 300."""
+    return max(options.long // 10, min(options.long, 300)) if options.long else options.steps
+
+
 def tuned_rate(study: Study, results: Results, sources: Sources, method: str) -> float:
     """The rate with the best recall on validation pairs after fine-tuning."""
 
     def score(depth: int, width: int, rate: float) -> float:
         def run() -> dict[str, Any]:
             model = INITIALISERS[method](sources, depth, width, TUNING_SEED)
-            study.fine_tune(model, TUNING_SEED, rate, study.options.steps)
+            study.fine_tune(method, model, TUNING_SEED, rate, tuned_steps(study.options))
             return {"figures": study.measure(model, "validation")}
 
         return results.add(f"tuning/{method}/{depth}x{width}/{rate:g}", run)["figures"]["mean_R@10"]
@@ -235,7 +246,7 @@ def run_family(study: Study, results: Results, sources: Sources, method: str, se
         def run(depth: int = depth, width: int = width) -> dict[str, Any]:
             model = INITIALISERS[method](sources, depth, width, seed)
             before = study.measure(model, "test")
-            seconds, _ = study.fine_tune(model, seed, rate, options.steps)
+            seconds, _ = study.fine_tune(method, model, seed, rate, options.steps)
             about = {"rate": rate, "seconds": round(seconds, 2), "parameters": model.num_parameters()}
             return about | {"before": before, "after": study.measure(model, "test")}
 
@@ -255,7 +266,7 @@ def run_curves(study: Study, results: Results, sources: Sources, method: str, se
             start = {"step": 0, **study.measure(model, "validation")}
             steps = study.options.curve_steps
             measured = tuple(max(round(steps * share), 1) for share in CURVE_SHARES)
-            seconds, curve = study.fine_tune(model, seed, rate, steps, measured)
+            seconds, curve = study.fine_tune(method, model, seed, rate, steps, measured)
             return {"rate": rate, "seconds": round(seconds, 2), "curve": [start, *curve]}
 
         results.add(f"curves/{method}/{depth}x{width}/{seed}", run)
@@ -301,7 +312,9 @@ def describe(study: Study, results: Results, sources: Sources) -> None:
     own = measure_size(config)
     results.found["sizes"] = about
     own_gflops = (own.gflops_image or 0) + (own.gflops_text or 0)
-    results.found["extraction_gflops_per_pair"] = extraction_gflops(study, own_gflops)
+    gene = gene_config(study.ancestor, num_multimodal_blocks=1, num_unimodal_blocks=1, mixing="linear")
+    results.found["extraction_gflops_per_pair"] = extraction_gflops(gene, own_gflops)
+    results.found["muon_gflops_per_step"] = muon_gflops(gene)
     results.found["ancestor"] = {
         "parameters": study.ancestor.num_parameters(),
         "parameters_untrimmed": study.ancestor_parameters,
@@ -313,25 +326,16 @@ def describe(study: Study, results: Results, sources: Sources) -> None:
     for path in study.work.glob("genes-*/*.json"):
         genes[f"{path.parent.name}/{path.stem}"] = json.loads(path.read_text())
     if BUNDLED in sources.genes:
-        gene, recipe = sources.genes[BUNDLED], sources.genes[BUNDLED].config.recipe
-        about = {"seconds": recipe["seconds"], "parameters": gene.num_parameters(), "steps": recipe["steps"]}
+        bundled, recipe = sources.genes[BUNDLED], sources.genes[BUNDLED].config.recipe
+        about = {"seconds": recipe["seconds"], "parameters": bundled.num_parameters(), "steps": recipe["steps"]}
         genes[f"bundled/{BUNDLED}"] = about | {"batch_size": recipe["batch_size"]}
-
-
-def extraction_gflops(study: Study, own: float) -> float:
-    """MM-LG's extraction of one pair: the ancestor forward, the gene and the mean of its smaller networks trained."""
-    config = gene_config(study.ancestor, num_multimodal_blocks=1, num_unimodal_blocks=1, mixing="linear")
-    sizes = [measure_size(config.descendant_config(*size)) for size in size_grid(config)]
-    smaller = float(np.mean([(size.gflops_image or 0) + (size.gflops_text or 0) for size in sizes]))
-    samples = ExtractionArguments.__dataclass_fields__["elastic_samples"].default
-    return own + 3 * (own + samples * smaller)
 
 
 def run_study(options: argparse.Namespace, configuration: Configuration) -> Path:
     """Do the runs that the results file does not hold yet; return the file."""
     name = "initialisation" + ("" if configuration.name == "fashion" else f"-{configuration.name}")
     name += "-quick" if options.quick else ""
-    name += "-long" if options.long else ""
+    name += f"-{options.long}" if options.long else ""
     left_out = ("output", "work", "data", "ancestor", "clothing", "parts", "seeds", "methods", "gene", "long")
     settings = {key: value for key, value in vars(options).items() if key not in left_out}
     path = Path(options.output, f"{name}.json")
@@ -372,7 +376,9 @@ def main() -> None:
     parser.add_argument("--work", help="folder of genes; by default runs/initialisation, with --quick ...-quick")
     parser.add_argument("--output", default="benchmarks/results")
     parser.add_argument("--gene", default="mmlg-fashion-48", help=f"gene of {BUNDLED!r}: it must be this ancestor's")
-    parser.add_argument("--methods", nargs="+", choices=INITIALISERS, help="all, if the data is the bundled gene's")
+    parser.add_argument(
+        "--methods", nargs="+", choices=INITIALISERS, help="all but scratch by Muon, if the data is the bundled gene's"
+    )
     parser.add_argument("--parts", nargs="+", default=["family", "curves", "encoders"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
@@ -385,13 +391,14 @@ def main() -> None:
         setattr(options, key, value)
     if options.long:
         options.curve_steps, options.parts = options.long, ["curves"]
-        options.methods = options.methods or ["scratch"]
+        options.methods = options.methods or ["scratch", BY_MUON]
     options.data = options.data or configuration.data
     options.work = options.work or f"runs/{configuration.name}-initialisation{'-quick' if options.quick else ''}"
     options.ancestor = options.ancestor or configuration.ancestor
     # Another ancestor's descendants are no match for the bundled gene's.
     foreign = options.quick or configuration.name != "fashion"
-    options.methods = options.methods or [name for name in INITIALISERS if not (foreign and name == BUNDLED)]
+    left_out = {BY_MUON, BUNDLED} if foreign else {BY_MUON}
+    options.methods = options.methods or [name for name in INITIALISERS if name not in left_out]
     if options.ancestor is None and not options.quick:
         parser.error("give --ancestor, e.g. the one that `python -m benchmarks.ancestor` trains")
     print(run_study(options, configuration))

@@ -2,7 +2,8 @@
 
 Three kinds: nothing (scratch), a large model at hand (weight selection, TinyCLIP's inheritance), and genes. A gene is
 extracted first, by the settings in `GENES`. "as published" are the rules of the earlier papers: blocks start at random
-and only the gene's own size is trained; the loss is ours, feature distillation, which does better than soft labels.
+and only the gene's own size is trained, by AdamW; the loss is ours, feature distillation, which does better than soft
+labels.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,7 +29,15 @@ from mmlg_hf.training import ImageTextCollator
 
 STAGES = 3  # of stage-wise sharing: the ancestor has six layers, SWS has five stages in twelve
 
-_AS_PUBLISHED = {"initialisation": "random", "rotate": False, "elastic": False, "num_multimodal_blocks": 0}
+_WHOLE = 10**6  # a rank no text encoder is as wide as: the token embedding is stored whole
+_AS_PUBLISHED = {
+    "initialisation": "random",
+    "rotate": False,
+    "elastic": False,
+    "num_multimodal_blocks": 0,
+    "muon_learning_rate": None,
+    "token_embedding_rank": _WHOLE,
+}
 _PER_ENCODER = {"num_multimodal_blocks": 0, "num_unimodal_blocks": 2}
 GENES: dict[str, dict[str, Any]] = {
     "MM-LG": {},
@@ -150,8 +159,10 @@ def from_gene(name: str) -> Initialiser:
     return initialise
 
 
+BY_MUON = "scratch, by Muon"  # as gene extraction is trained; all others are fine-tuned by AdamW
 INITIALISERS: dict[str, Initialiser] = {
     "scratch": from_scratch,
+    BY_MUON: from_scratch,
     "weight selection": by_weight_selection,
     "TinyCLIP inheritance": by_inheritance,
     "rotated inheritance": by_rotated_inheritance,

@@ -102,6 +102,24 @@ def plot_storage(family: Any, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def plot_choices(choices: dict[str, Any], path: Path) -> None:
+    """R@10 of each arm of the ablation at each size, the default's as lines to compare with."""
+    names = list(choices["runs"])
+    figure = Figure(figsize=(9, 0.6 + 0.27 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    for index, size in enumerate(choices["runs"]["default"]["sizes"]):
+        values = [100 * choices["runs"][name]["sizes"][index]["image_to_text_R@10"] for name in names]
+        color = ("#c0392b", "#e67e22", "#1f77b4", "#17a589")[index]
+        axis.axvline(values[names.index("default")], color=color, linewidth=0.8, alpha=0.5)
+        axis.plot(values, range(len(names)), "o", color=color, label=f"{size['depth']} x {size['width']}")
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set(xlabel="image-to-text R@10 before any fine-tuning (%, validation, one seed)", xlim=(0, None))
+    axis.invert_yaxis()
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
 def plot_all(family: Any, results: Path) -> None:
     """Draw all three beside a results file, under its name."""
     for plot, name in ((plot_curves, "curves"), (plot_maps, "maps"), (plot_storage, "storage")):

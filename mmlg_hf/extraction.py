@@ -46,7 +46,7 @@ class ExtractionArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "schedule of the learning rate"})
     warmup_steps: float = field(default=0.05, metadata={"help": "steps of warming up; below 1 a share of all steps"})
     weight_decay: float = field(
-        default=0.05, metadata={"help": "weight decay, not of biases and of LayerNorms outside the blocks"}
+        default=0.3, metadata={"help": "weight decay, not of biases and of LayerNorms outside the blocks"}
     )
     adam_beta2: float = field(default=0.98, metadata={"help": "decay of AdamW's second moment"})
     muon_learning_rate: float | None = field(

@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 from pico import pico_clip
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import report
+from benchmarks.cost import muon_gflops
 from benchmarks.initialisers import INITIALISERS, Sources, StageWiseModel, turned_ancestor
+from mmlg_hf import LearngeneModel
 from mmlg_hf.ancestors import gene_config
 
 
@@ -86,3 +89,15 @@ def test_the_report_is_what_the_results_say():
     assert "{{" not in text
     for picture in ("curves", "maps", "storage"):
         assert (report.RESULTS / f"initialisation_{picture}.png").stat().st_size > 10_000
+
+
+def test_the_flops_of_muon_are_those_that_torch_counts():
+    config = gene_config(pico_clip(), num_multimodal_blocks=1, num_unimodal_blocks=2, mixing="linear")
+    stacks = [p for blocks in LearngeneModel(config).block_groups().values() for p in blocks.parameters()]
+    matrices = [torch.nn.Parameter(block) for stack in stacks if stack.dim() == 3 for block in stack.detach()]
+    for matrix in matrices:
+        matrix.grad = torch.ones_like(matrix)
+    muon = torch.optim.Muon(matrices)
+    with FlopCounterMode(display=False) as counter:
+        muon.step()
+    assert muon_gflops(config) == pytest.approx(counter.get_total_flops() / 1e9, rel=1e-12)

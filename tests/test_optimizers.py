@@ -44,6 +44,15 @@ def test_blocks_step_as_matrices_of_muon_and_the_rest_as_adamw():
     torch.testing.assert_close(vector, theirs[2], rtol=0, atol=0)
 
 
+def test_a_matrix_is_a_stack_of_one():
+    matrix, stack = (nn.Parameter(torch.ones(shape)) for shape in ((6, 4), (1, 6, 4)))
+    for parameter in (matrix, stack):
+        parameter.grad = torch.arange(24.0).reshape(parameter.shape)
+        MuonAdamW([parameter], [{"params": [nn.Parameter(torch.ones(1))]}], learning_rate=0.3).step()
+    torch.testing.assert_close(matrix.detach(), stack.detach()[0], rtol=0, atol=0)
+    assert not torch.equal(matrix.detach(), torch.ones(6, 4))
+
+
 def test_a_restored_optimizer_goes_on_as_the_first_would_have():
     stack, vector = parameters()
     optimizer = optimizer_of(stack, vector)
