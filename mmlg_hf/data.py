@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -192,6 +193,18 @@ def hash_split(
     return DatasetDict({name: dataset.select(sorted(indices)) for name, indices in chosen.items()})
 
 
+# What Pillow's decoders raise of damaged bytes besides OSError, a size that no image has among it.
+_DAMAGED = (
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    PILImage.DecompressionBombError,
+)
+
+
 def open_image(value: Any) -> PILImage.Image:
     """Return an RGB image from a PIL image, bytes, a path, or a `datasets` image dictionary.
 
@@ -202,8 +215,11 @@ def open_image(value: Any) -> PILImage.Image:
         value = value["bytes"] if value.get("bytes") is not None else value["path"]
     if isinstance(value, bytes):
         value = io.BytesIO(value)
-    image = value if isinstance(value, PILImage.Image) else PILImage.open(value)
-    return image.convert("RGB")
+    try:
+        image = value if isinstance(value, PILImage.Image) else PILImage.open(value)
+        return image.convert("RGB")
+    except _DAMAGED as error:
+        raise OSError(f"damaged image: {error}") from error
 
 
 def process_pairs(

@@ -2,6 +2,7 @@
 
 import io
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import datasets
 import numpy as np
@@ -11,6 +12,7 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pico import IMAGE_SIZE, pico_image, pico_pairs, pico_processor
+from PIL import Image as PILImage
 
 from mmlg_hf.data import (
     find_columns,
@@ -243,6 +245,25 @@ def test_damaged_bytes_are_read_or_refused_with_their_row_and_nothing_else(kind,
     except LearngeneError as error:
         if "the image of row 0 cannot be read" not in str(error):
             raise
+
+
+def damaged_gif(*changes):
+    stored = bytearray(png(kind="GIF"))
+    for position, byte in changes:
+        stored[position] = byte
+    return bytes(stored)
+
+
+def test_what_pillow_raises_of_a_damaged_image_is_an_os_error():
+    # The frame's size, two bytes for each side after its separator and its place: no image is 65535 pixels a side.
+    frame = damaged_gif().index(b",", 13) + 5
+    with pytest.raises(OSError, match=r"damaged image: .*exceeds limit"):
+        open_image(damaged_gif(*((frame + offset, 255) for offset in range(4))))
+    with (
+        pytest.raises(OSError, match="damaged image"),
+        patch.object(PILImage.Image, "convert", side_effect=ValueError),
+    ):
+        open_image(png())
 
 
 # --- processing ------------------------------------------------------------------------------------------------------
