@@ -13,9 +13,9 @@ from typing import Any
 
 from benchmarks.fashion import HUB_ID, environment, load_splits, measure
 from benchmarks.gene import arguments
+from benchmarks.initialisers import WHOLE
 from mmlg_hf import extract_learngene
 
-_WHOLE = 10**6  # a rank above any width: the token embedding is stored whole
 CHOICES: dict[str, dict[str, Any]] = {
     "default": {},
     "AdamW": {"muon_learning_rate": None},
@@ -24,7 +24,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "Muon at 8e-3": {"muon_learning_rate": 8e-3},
     "half the batch, twice the steps": {"share_of_batch": 1 / 2},
     "twice the batch, half the steps": {"share_of_batch": 2},
-    "token embedding whole": {"token_embedding_rank": _WHOLE},
+    "token embedding whole": {"token_embedding_rank": WHOLE},
     "token embedding of rank 16": {"token_embedding_rank": 16},
     "random start": {"initialisation": "random"},
     "channels not turned": {"rotate": False},
@@ -45,7 +45,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         "affinity_weight": 1.0,
         "feature_weight": 0.0,
         "muon_learning_rate": None,
-        "token_embedding_rank": _WHOLE,
+        "token_embedding_rank": WHOLE,
     },
 }
 SIZES = [(6, 192), (3, 192), (6, 96), (3, 96)]

@@ -29,14 +29,14 @@ from mmlg_hf.training import ImageTextCollator
 
 STAGES = 3  # of stage-wise sharing: the ancestor has six layers, SWS has five stages in twelve
 
-_WHOLE = 10**6  # a rank no text encoder is as wide as: the token embedding is stored whole
+WHOLE = 10**6  # a rank no text encoder is as wide as: the token embedding is stored whole
 _AS_PUBLISHED = {
     "initialisation": "random",
     "rotate": False,
     "elastic": False,
     "num_multimodal_blocks": 0,
     "muon_learning_rate": None,
-    "token_embedding_rank": _WHOLE,
+    "token_embedding_rank": WHOLE,
 }
 _PER_ENCODER = {"num_multimodal_blocks": 0, "num_unimodal_blocks": 2}
 GENES: dict[str, dict[str, Any]] = {

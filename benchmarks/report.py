@@ -204,7 +204,8 @@ def summarise(family: Family, long: Family, short: Family, zoo: dict[str, Any]) 
             for name in ("top1", "mean_R@1"):
                 margin = family.margin(ours, other, name)
                 add(f"2. fine-tuned: {FIGURES[name]} of {ours} ahead of {other}", spread(margin), margin.mean() > 0)
-    for scratch in (name for name in SCRATCH if name in long.methods):
+    measured = [name for name in SCRATCH if name in long.methods]
+    for scratch in measured:
         (steps, ours), (scratch_steps, theirs) = short.curve(BUNDLED), long.curve(scratch)
         seeds = min(len(ours), len(theirs))
         margin = ours[:seeds, -1] - theirs[:seeds, -1]
@@ -215,7 +216,7 @@ def summarise(family: Family, long: Family, short: Family, zoo: dict[str, Any]) 
             margin.mean() >= 0,
             "validation, the one size whose curve was measured",
         )
-    for scratch in (name for name in SCRATCH if name in long.methods):
+    for scratch in measured:
         rows += cost_rows(family_cost(family, long, scratch), scratch, study)
     gene = next(r["parameters"] for key, r in family.results["genes"].items() if key.split("/")[1] == BUNDLED)
     whole = family.results["ancestor"]["parameters_untrimmed"]
