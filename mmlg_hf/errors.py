@@ -1,5 +1,11 @@
-"""The one error this package raises for bad input."""
+"""The one error this package raises for bad input, and the one line that it quotes of others."""
 
 
 class LearngeneError(ValueError):
     """Bad input, said in one sentence: what was wrong, the value received, and what is allowed or what to do."""
+
+
+def first_line(error: BaseException | str) -> str:
+    """Return the first line that says anything of an error's message; the name of its class where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

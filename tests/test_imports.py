@@ -14,11 +14,22 @@ PACKAGE = ROOT / "mmlg_hf"
 
 # A module imports from its own stage and earlier ones. A package stands for all of its modules.
 STAGES = (
-    {"errors", "parts", "hub"},
+    {"errors", "parts", "silence", "writing", "hub", "checkpoints", "texts"},
     {"configuration_learngene", "expansion"},
     {"modeling_text_classification", "loading", "growth", "modeling_learngene"},
     {"descendants"},
-    {"data", "losses", "metrics", "training", "vocabulary", "fitting", "rotation", "ancestors", "optimizers"},
+    {
+        "data",
+        "identity",
+        "losses",
+        "metrics",
+        "training",
+        "vocabulary",
+        "fitting",
+        "rotation",
+        "ancestors",
+        "optimizers",
+    },
     {"extraction_trainers"},
     {"extraction", "evaluation", "classification", "inspection"},
     {"results", "cards"},
