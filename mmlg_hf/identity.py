@@ -1,4 +1,4 @@
-"""What a thing is, as a hash of all that makes it: weights, configs, data. Kept outputs and runs are known by these."""
+"""What a thing is, as a hash of all that makes it. Kept outputs, and runs that go on, are known by these."""
 
 import hashlib
 import json
@@ -106,6 +106,6 @@ def check_same_run(begun: Mapping[str, Any], now: Mapping[str, Any], folder: str
     for name, value in json.loads(json.dumps(now, default=str)).items():
         if name in begun and begun[name] != value:
             raise LearngeneError(
-                f"{os.fspath(folder)!r} holds a run with {name.replace('_', ' ')} {begun[name]!r}, now it is {value!r}: "
-                "go on with the same settings, or give another output folder"
+                f"{os.fspath(folder)!r} holds a run with {name.replace('_', ' ')} {begun[name]!r}, now it is "
+                f"{value!r}: go on with the same settings, or give another output folder"
             )

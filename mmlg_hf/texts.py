@@ -1,4 +1,4 @@
-"""Texts into tokens, as the text encoder wants them: the right tokenizer, its padding, no more tokens than positions."""
+"""Texts into tokens as the text encoder wants them: the right tokenizer, its padding, its greatest length."""
 
 from collections.abc import Sequence
 from typing import Any
