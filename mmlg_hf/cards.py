@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from .errors import LearngeneError
+from .parts import weight_files
 from .results import (
     PLOT_FILE,
     RESULTS_FILE,
@@ -45,6 +46,8 @@ PIPELINE_TAGS = {
     "CLIPTextModelWithProjection": "feature-extraction",
     "CLIPTextForSequenceClassification": "text-classification",
 }
+# Descendants that transformers has no class for.
+SAVED_WITH_CODE = ("CLIPTextForSequenceClassification",)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -162,11 +165,11 @@ def _read_model(model_or_folder: Any) -> tuple[dict[str, Any], int]:
 
 
 def count_parameters(folder: str | os.PathLike) -> int:
-    """The number of parameters in a folder's safetensors files, read off their headers."""
+    """The number of parameters of a folder's model, read off the headers of the files that it loads from."""
     from safetensors import safe_open
 
     parameters = 0
-    for path in sorted(Path(folder).glob("*.safetensors")):
+    for path in weight_files(folder) or sorted(Path(folder).glob("*.safetensors")):
         with safe_open(path, framework="np") as tensors:
             parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return parameters
@@ -220,7 +223,7 @@ def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
         "pipeline_tag": PIPELINE_TAGS.get(model_class),
         "drops_projection": model_class.endswith("WithProjection"),
         "new_head": model_class.endswith("Classification"),
-        "custom_code": bool(config.get("auto_map")),
+        "custom_code": bool(config.get("auto_map")) or model_class in SAVED_WITH_CODE,
         "image_only": image_only,
         "auto_class": "AutoModelForImageClassification" if image_only else "AutoModel",
         "size": f"depth {_pair(depths)} and width {_pair(widths)}",

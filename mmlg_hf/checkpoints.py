@@ -138,11 +138,15 @@ def _refuse_pickled(name: str, what: str) -> None:
 
 def _damage(name: str) -> str | None:
     """What is wrong with a folder's weights, where it can be told."""
-    for path in sorted(Path(name).glob("*.safetensors")) if os.path.isdir(name) else ():
-        size = path.stat().st_size
-        if not size:
-            return f"{path.name} is empty"
-        with path.open("rb") as file:
-            if file.read(23) == b"version https://git-lfs":
-                return f"{path.name} is a Git LFS pointer, not the file itself: run `git lfs pull`"
+    paths = sorted(Path(name).glob("*.safetensors")) if os.path.isdir(name) else []
+    return next((damage for path in paths if (damage := damage_of(path))), None)
+
+
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a file of weights, where it can be told: it is empty, or stands for another file."""
+    if not path.stat().st_size:
+        return f"{path.name} is empty"
+    with path.open("rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            return f"{path.name} is a Git LFS pointer, not the file itself: run `git lfs pull`"
     return None

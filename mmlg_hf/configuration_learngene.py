@@ -1,18 +1,57 @@
 """What a gene is: the encoders of its auxiliary model, its blocks, and how they are mixed into layers."""
 
+import math
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
-from .errors import LearngeneError
+from .errors import LearngeneError, first_line
 
 MIXINGS = ("shared-slope", "linear", "chebyshev", "learned")
 MODALITIES = ("multimodal", "image", "text")
 
 Size = int | tuple[int, int] | list[int] | None
 
+# Beyond these no model is meant, and building one would take all memory, or hours.
+MAX_LAYERS = 1024
+MAX_LABELS = 1_000_000
+MAX_SIZE = 2**31 - 1
 
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "projection_dim")
+_OWN_SIZES = {
+    "vision_config": ("num_channels", "image_size", "patch_size"),
+    "text_config": ("vocab_size", "max_position_embeddings"),
+}
+_STORED_DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+def _in_one_sentence(cls: Any) -> Any:
+    """Let what a config's construction and validation raise be a `LearngeneError` of one sentence."""
+
+    def speaking(method: Callable) -> Callable:
+        @wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> None:
+            try:
+                method(self, *args, **kwargs)
+            except LearngeneError:
+                raise
+            except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError, ArithmeticError) as error:
+                if isinstance(error.__cause__, LearngeneError):
+                    raise error.__cause__ from None
+                cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+                raise LearngeneError(f"this is no config of a gene: {first_line(cause)}") from error
+
+        return call
+
+    cls.__init__, cls.validate = speaking(cls.__init__), speaking(cls.validate)
+    return cls
+
+
+@_in_one_sentence
 @strict
 class LearngeneConfig(PreTrainedConfig):
     r"""Configuration of a [`LearngeneModel`] (MM-LG, arXiv 2506.16673).
@@ -64,14 +103,17 @@ class LearngeneConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.vision_config is None:
             self.vision_config = {}
+        check_size("projection_dim", self.projection_dim)
+        _check_labels(kwargs)
         for name, kind in self.sub_configs.items():
             given = getattr(self, name)
             if isinstance(given, dict):
+                _check_labels(given, f"{name}.")
+                _check_encoder(name, {**kind.__dict__, **given})  # before stock code divides by what it holds
                 setattr(self, name, kind(**{**given, "projection_dim": self.projection_dim}))
             elif given is not None and given.projection_dim != self.projection_dim:
                 setattr(self, name, kind(**{**given.to_dict(), "projection_dim": self.projection_dim}))
         super().__post_init__(**kwargs)
-        self.validate_architecture()  # `@strict` does so too, but hides the sentence behind an error of its own
 
     @property
     def encoder_configs(self) -> dict[str, Any]:
@@ -175,12 +217,20 @@ class LearngeneConfig(PreTrainedConfig):
         }
 
     def validate_architecture(self):
-        """Raise a `LearngeneError` for a gene that cannot be; run at construction, and by `@strict` at save."""
+        """Raise a `LearngeneError` for a gene that cannot be; run at construction and at save."""
+        for name in self.sub_configs:
+            if getattr(self, name) is not None:
+                _check_encoder(name, getattr(self, name).__dict__)
+        for name in ("logit_scale_init_value", "initializer_factor"):
+            _check_real(name, getattr(self, name))
+        if self.dtype is not None and str(self.dtype).removeprefix("torch.") not in _STORED_DTYPES:
+            raise LearngeneError(f"dtype is {_shown(self.dtype)}: it takes one of {', '.join(_STORED_DTYPES)}")
         if self.mixing not in MIXINGS:
             raise LearngeneError(f"mixing is {self.mixing!r}: it takes one of {', '.join(map(repr, MIXINGS))}")
         for name in ("num_multimodal_blocks", "num_unimodal_blocks"):
             if getattr(self, name) < 0:
                 raise LearngeneError(f"{name} is {getattr(self, name)}: it cannot be negative")
+            check_size(name, max(getattr(self, name), 1), MAX_LAYERS)
             if self.mixing == "linear" and getattr(self, name) > 2:
                 raise LearngeneError(
                     f'{name} is {getattr(self, name)}, but mixing "linear" has two basis functions (1, l/L): '
@@ -247,7 +297,58 @@ def _check_depth(depth: int | None, own: int) -> int:
     if depth is None:
         return own
     _check_whole("depth", depth)
+    if depth > MAX_LAYERS:
+        raise LearngeneError(f"depth is {_shown(depth)}: it takes at most {MAX_LAYERS} layers")
     return depth
+
+
+def check_size(name: str, value: Any, most: int = MAX_SIZE) -> None:
+    """Raise a `LearngeneError` unless a config's value is a whole number from 1 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise LearngeneError(f"{name} is {_shown(value)}: it takes a whole number from 1 to {most}")
+
+
+def _check_real(name: str, value: Any, most: float = math.inf) -> None:
+    real = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    if not (real and value <= most and (value >= 0 or name == "logit_scale_init_value")):
+        at_most = f" of at most {most:g}" if most < math.inf else ""
+        raise LearngeneError(f"{name} is {_shown(value)}: it takes a finite number{at_most}, not below 0")
+
+
+def _check_encoder(name: str, fields: dict[str, Any]) -> None:
+    """Raise a `LearngeneError` for a value that no encoder of a gene can have; `fields` are those of a sub-config."""
+    for field in (*_SIZES, *_OWN_SIZES[name]):
+        check_size(f"{field} of {name}", fields[field], MAX_LAYERS if field == "num_hidden_layers" else MAX_SIZE)
+    width, heads = fields["hidden_size"], fields["num_attention_heads"]
+    if width % heads:
+        raise LearngeneError(
+            f"hidden_size of {name} is {width} and num_attention_heads {heads}: the former must be a multiple of it"
+        )
+    if name == "vision_config" and fields["patch_size"] > fields["image_size"]:
+        raise LearngeneError(f"patch_size is {fields['patch_size']}, above the image_size {fields['image_size']}")
+    for field in ("layer_norm_eps", "initializer_range", "initializer_factor"):
+        _check_real(f"{field} of {name}", fields[field])
+    _check_real(f"attention_dropout of {name}", fields["attention_dropout"], most=1)
+    if not isinstance(fields["hidden_act"], str):
+        raise LearngeneError(f"hidden_act of {name} is {_shown(fields['hidden_act'])}: it takes an activation's name")
+    eos = fields.get("eos_token_id", 0)
+    if name == "text_config" and (isinstance(eos, bool) or not isinstance(eos, int) or not 0 <= eos <= MAX_SIZE):
+        raise LearngeneError(f"eos_token_id of {name} is {_shown(eos)}: it takes the id of the token that ends a text")
+
+
+def _check_labels(fields: dict[str, Any], prefix: str = "") -> None:
+    """Refuse a number of labels before transformers names each of them."""
+    if fields.get("num_labels") is not None:
+        check_size(f"{prefix}num_labels", fields["num_labels"], MAX_LABELS)
+
+
+def _shown(value: Any) -> str:
+    """A value as an error shows it, short."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "an integer of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:50]}..."
 
 
 __all__ = ["LearngeneConfig"]

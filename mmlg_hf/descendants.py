@@ -1,60 +1,33 @@
 """`from_learngene`: a stock CLIP model of any depth, width and modality from a gene on the Hub, on disk or bundled."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
 from .configuration_learngene import LearngeneConfig, Size
 from .errors import LearngeneError
+from .gene_files import check_folder
 from .hub import check_subfolder, fetch_learngene
-from .loading import check_folder
+from .loading import read_dtype
+from .locating import bundled_learngenes, locate_learngene
 from .modeling_learngene import LearngeneForImageClassification, LearngeneMixin, LearngeneModel
+from .processors import load_processor
 
-ZOO = Path(__file__).parent / "zoo"
+__all__ = ["bundled_learngenes", "from_learngene", "load_learngene", "load_processor", "locate_learngene"]
 
-
-def bundled_learngenes() -> list[str]:
-    """Name the genes that come with the package."""
-    return sorted(path.parent.name for path in ZOO.glob("*/config.json"))
-
-
-def locate_learngene(learngene: str | os.PathLike) -> str:
-    """Return the folder of a bundled gene for its name; a folder or Hub id is returned as it is."""
-    name = os.fspath(learngene)
-    if not os.path.isdir(name) and name in bundled_learngenes():
-        return str(ZOO / name)
-    if os.path.exists(name) and not os.path.isdir(name):
-        raise LearngeneError(f"{name!r} is a file: give the folder that a gene was saved to, or a Hub id")
-    return name
-
-
-def load_processor(learngene: str | os.PathLike, **hub_kwargs: Any) -> Any:
-    """Load the processor stored with a gene (images and text, or the one side that is there).
-
-    Args:
-        learngene: a Hub id, a folder or a bundled name.
-        hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`.
-
-    Raises:
-        LearngeneError: if the gene was stored without one.
-    """
-    name = locate_learngene(learngene)
-    for auto in (AutoProcessor, AutoImageProcessor, AutoTokenizer):
-        try:
-            return auto.from_pretrained(name, **hub_kwargs)
-        except (OSError, ValueError):
-            continue
-    raise LearngeneError(f"{name!r} has no processor stored with it: use its ancestor's")
+_HUB_KEYWORDS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
 def load_learngene(
     learngene: str | os.PathLike | LearngeneMixin,
     *,
     modality: str | None = None,
-    dtype: torch.dtype | str = torch.float32,
+    dtype: torch.dtype | str | None = torch.float32,
+    torch_dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
     **hub_kwargs: Any,
 ) -> LearngeneMixin:
     """Load a gene of either kind, with its processor when one is stored with it.
@@ -62,12 +35,18 @@ def load_learngene(
     Args:
         learngene: a Hub id, a folder, a bundled name, or a gene in memory, which is returned as it is.
         modality: "image" or "text" fetches and loads only what descendants of that modality are made from.
-        dtype: of the weights; "auto" keeps the stored one.
-        hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`.
+        dtype: of the weights, from torch or by name; "auto" and None keep the stored one.
+        torch_dtype: transformers' older name for `dtype`.
+        device_map: as for transformers' `from_pretrained`; None loads to the CPU.
+        hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`.
 
     Raises:
         LearngeneError: see `LearngeneModel.from_pretrained`.
     """
+    dtype = read_dtype(torch_dtype) if torch_dtype is not None else read_dtype(dtype) or "auto"
+    unknown = sorted(set(hub_kwargs) - set(_HUB_KEYWORDS))
+    if unknown:
+        raise LearngeneError(f"load_learngene takes {', '.join(_HUB_KEYWORDS)}, not {', '.join(unknown)}")
     if isinstance(learngene, LearngeneMixin):
         return learngene
     if not isinstance(learngene, (str, os.PathLike)):
@@ -77,36 +56,30 @@ def load_learngene(
         )
     name = locate_learngene(learngene)
     if os.path.isdir(name):
-        folder = Path(name, check_subfolder(hub_kwargs.get("subfolder", "")))
+        folder = Path(name, check_subfolder(hub_kwargs.get("subfolder") or ""))
     else:
         folder, commit = fetch_learngene(name, modality=modality, with_processor=True, **hub_kwargs)
         # What follows takes this commit's files from the cache: the Hub may have moved on meanwhile.
-        hub_kwargs = {**hub_kwargs, "revision": commit, "local_files_only": True}
-    check_folder(folder, name)
+        hub_kwargs = {**hub_kwargs, "revision": commit, "local_files_only": True, "force_download": False}
+    check_folder(folder, os.fspath(learngene))
     config = LearngeneConfig.from_pretrained(folder)
     cls: Any = LearngeneForImageClassification if config.text_config is None else LearngeneModel
-    if modality is not None:
-        config.check_modality(modality)
-    gene = cls.from_pretrained(name, modality=modality, dtype=dtype, **hub_kwargs)
-    if name != os.fspath(learngene):  # where this package lies is nothing for descendants to record
-        gene.config._name_or_path = gene.name_or_path = os.fspath(learngene)
-    try:
-        gene.processor = load_processor(folder)
-    except LearngeneError:
-        gene.processor = None  # a gene without one still grows; its descendants then come without one too
-    return gene
+    placed = {} if device_map is None else {"device_map": device_map}
+    return cls.from_pretrained(learngene, modality=modality, dtype=dtype, **placed, **hub_kwargs)
 
 
 def from_learngene(
     learngene: str | os.PathLike | LearngeneMixin,
     depth: Size = None,
     width: Size = None,
-    modality: str = "multimodal",
+    modality: str | None = None,
     *,
     num_labels: int | None = None,
-    id2label: dict[int, str] | None = None,
-    label2id: dict[str, int] | None = None,
-    dtype: torch.dtype | None = None,
+    id2label: Mapping[int, str] | Sequence[str] | None = None,
+    label2id: Mapping[str, int] | None = None,
+    dtype: torch.dtype | str | None = None,
+    torch_dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike | None = None,
@@ -122,13 +95,17 @@ def from_learngene(
         width: `hidden_size`, one number or a (vision, text) pair: multiples of the head size up to the gene's width;
             None keeps the gene's own. One number sets the wider encoder, the other keeps the gene's ratio.
         modality: "multimodal" gives `CLIPModel`, "image" `CLIPVisionModelWithProjection`, "text"
-            `CLIPTextModelWithProjection`.
+            `CLIPTextModelWithProjection`; None takes "multimodal", and "image" for an image gene.
         num_labels: "image" then gives `CLIPForImageClassification` and "text" `CLIPTextForSequenceClassification`,
-            with a new head; None gives no head.
-        id2label, label2id: names of the labels; they imply `num_labels`.
-        dtype: of the weights; None gives float32, since a descendant is there to be fine-tuned.
+            with a new head; None gives no head, except that an image gene brings its own. All these classes are stock
+            ones but `CLIPTextForSequenceClassification`, which transformers lacks: it is saved with its code.
+        id2label, label2id: names of the labels, by id from 0 or as a list; they imply `num_labels`.
+        dtype: of the weights, from torch or by name; None gives float32, since a descendant is there to be
+            fine-tuned, and "auto" the type the gene is stored in. The sums are formed in float32 in any case.
+        torch_dtype: transformers' older name for `dtype`.
+        device_map: where the descendant is put, as for transformers' `from_pretrained`; None takes the CPU.
         revision: branch, tag or commit on the Hub; None takes main.
-        token: Hub token; None takes the one you are logged in with.
+        token: Hub token; None takes the one you are logged in with, and False sends none.
         cache_dir: where downloads are kept; None takes the Hub cache.
         local_files_only: load from the cache without asking the Hub.
         subfolder: folder inside the repository; "" is its root.
@@ -136,20 +113,18 @@ def from_learngene(
 
     Returns:
         the stock model in evaluation mode. It shares no tensor with the gene, says where it comes from in
-        `config.learngene`, and saves the gene's processor along with itself.
+        `config.learngene`, and saves the gene's processor along with itself. Its `name_or_path` is empty until it is
+        saved and loaded: no name stands for its weights before.
 
     Raises:
         LearngeneError: for a gene that cannot be loaded, or a size, modality or label count it cannot grow.
     """
-    hub_kwargs = {
-        "revision": revision,
-        "token": token,
-        "cache_dir": cache_dir,
-        "local_files_only": local_files_only,
-        "subfolder": subfolder,
-    }
-    given = {name: value for name, value in hub_kwargs.items() if value}
-    gene: Any = load_learngene(learngene, modality=modality, **given)
+    dtype = read_dtype(dtype, torch_dtype)
+    hub_kwargs = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    given: dict[str, Any] = {name: value for name, value in hub_kwargs.items() if value is not None}
+    given |= {"local_files_only": local_files_only, "subfolder": subfolder}
+    stored: Any = "auto" if dtype == "auto" else torch.float32
+    gene: Any = load_learngene(learngene, modality=modality, dtype=stored, **given)
     return gene.descendant(
         depth,
         width,
@@ -158,5 +133,6 @@ def from_learngene(
         id2label=id2label,
         label2id=label2id,
         dtype=dtype,
+        device_map=device_map,
         **config_overrides,
     )

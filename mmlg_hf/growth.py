@@ -1,11 +1,12 @@
 """Growing a descendant from a gene that is in memory: the weights, the stock class, the provenance."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import (
     CLIPForImageClassification,
@@ -13,12 +14,23 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
 )
-from transformers.utils import logging
 
-from .configuration_learngene import Size
-from .errors import LearngeneError
-from .loading import save_along
+from .configuration_learngene import MAX_LABELS, Size, check_size
+from .errors import LearngeneError, first_line
+from .hub import REPO_ID
+from .loading import read_dtype
 from .modeling_text_classification import CLIPTextForSequenceClassification
+from .saving import SavesWithProcessor
+from .silence import quiet
+
+# The class of a descendant by modality, and whether it has a classifier.
+DESCENDANTS: dict[tuple[str, bool], Any] = {
+    ("multimodal", False): CLIPModel,
+    ("image", False): CLIPVisionModelWithProjection,
+    ("image", True): CLIPForImageClassification,
+    ("text", False): CLIPTextModelWithProjection,
+    ("text", True): CLIPTextForSequenceClassification,
+}
 
 # What a descendant config may be given by the caller: anything that does not change a shape the gene decides.
 _DECIDED_BY_THE_GENE = (
@@ -41,9 +53,11 @@ class DescendantMixin:
         modality: str | None = None,
         *,
         num_labels: int | None = None,
-        id2label: dict[int, str] | None = None,
-        label2id: dict[str, int] | None = None,
-        dtype: torch.dtype | None = None,
+        id2label: Mapping[int, str] | Sequence[str] | None = None,
+        label2id: Mapping[str, int] | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
         **config_overrides: Any,
     ):
         """Grow a stock transformers model of the given size from this gene.
@@ -57,117 +71,149 @@ class DescendantMixin:
             num_labels: with "image" gives `CLIPForImageClassification`, with "text"
                 `CLIPTextForSequenceClassification`, each with a newly initialised head; None gives no head, except
                 that an image gene brings its own.
-            id2label, label2id: names of the labels; they imply `num_labels`.
-            dtype: of the weights; None gives float32, since a descendant is there to be fine-tuned.
+            id2label, label2id: names of the labels, by id from 0 or as a list; they imply `num_labels`.
+            dtype: of the weights, from torch or by name; None gives float32, since a descendant is there to be
+                fine-tuned, and "auto" the gene's own. The sums are formed in float32 in any case.
+            torch_dtype: transformers' older name for `dtype`.
+            device_map: where the descendant is put, as for transformers' `from_pretrained`; None takes the CPU.
             config_overrides: other fields of the stock config, e.g. `attention_dropout=0.1`.
 
         Returns:
-            the model in evaluation mode; no tensor is shared with the gene.
+            the model in evaluation mode; no tensor is shared with the gene. Its `name_or_path` is empty: no name
+            stands for its weights before it is saved and loaded.
 
         Raises:
-            LearngeneError: for a size, modality or label count that the gene cannot grow.
+            LearngeneError: for a size, modality, type or label map that the gene cannot grow.
         """
         if modality is None:
             modality = "image" if self.config.text_config is None else "multimodal"
-        num_labels = _count_labels(num_labels, id2label, label2id)
-        if num_labels is not None and modality == "multimodal":
+        dtype = read_dtype(dtype, torch_dtype)
+        own: Any = self
+        dtype = own.dtype if dtype == "auto" else dtype or torch.float32
+        labels = _read_labels(num_labels, id2label, label2id)
+        if labels is not None and modality == "multimodal":
             raise LearngeneError(
-                f'num_labels is {num_labels} with modality "multimodal", which has no head: use "image" or "text"'
+                f'num_labels is {len(labels)} with modality "multimodal", which has no head: use "image" or "text"'
             )
-        own_head = self.config.text_config is None and num_labels is None
+        own_head = self.config.text_config is None and labels is None
         config = self.config.descendant_config(depth, width, modality)
-        if num_labels is not None or own_head:
-            labels = _labels(num_labels, id2label, label2id) if num_labels is not None else self.config.id2label
-            config.text_config.id2label = config.id2label = labels
-            config.text_config.label2id = config.label2id = {name: index for index, name in labels.items()}
+        if labels is not None or own_head:
+            names = self.config.id2label if labels is None else labels
+            config.text_config.id2label = config.id2label = names
+            config.text_config.label2id = config.label2id = {name: index for index, name in names.items()}
         _override(config, modality, config_overrides)
         _record_provenance(config, self.config, modality)
-        model = self._build(config, modality, num_labels, own_head, dtype or torch.float32)
-        # The stock Trainer names this as `base_model` on the card of what it fine-tunes, unless it is a folder.
-        model.config._name_or_path = model.name_or_path = self.config._name_or_path
-        if self.processor is not None:
-            part = {"image": "image_processor", "text": "tokenizer"}.get(modality)
-            save_along(model, getattr(self.processor, part, self.processor) if part else self.processor)
+        model = self._build(config, modality, labels is not None, own_head, dtype, device_map)
+        # Where it comes from, for what can grow it again. Not as `name_or_path`: an adapter and the stock Trainer's
+        # card name that as their base, and whoever loads it gets other weights.
+        model.grown_from = {"name": self.config._name_or_path, "revision": getattr(self.config, "_commit_hash", None)}
+        part = {"image": "image_processor", "text": "tokenizer"}.get(modality)
+        processor = getattr(self.processor, part, self.processor) if part else self.processor
+        model.save_pretrained = SavesWithProcessor(model, processor)
         return model
 
     @torch.no_grad()
-    def _build(self, config: Any, modality: str, num_labels: int | None, own_head: bool, dtype: torch.dtype):
+    def _build(self, config: Any, modality: str, new_head: bool, own_head: bool, dtype: torch.dtype, device_map: Any):
         """Compute the weights and load them into the stock class, which initialises nothing but a new head."""
         encoders = {"image": config.vision_config, "text": config.text_config}
         wanted = encoders if modality == "multimodal" else {modality: encoders[modality]}
         # The sums are formed in float32 even where the gene was loaded in half precision.
-        gene: Any = self if self.dtype.itemsize >= 4 else deepcopy(self).float()  # type: ignore[attr-defined]
+        gene: Any = self
+        if any(parameter.dtype.itemsize < 4 for parameter in gene.parameters()):
+            gene = deepcopy(gene).float()
         state: dict[str, Tensor] = gene.descendant_state_dict(wanted)
         if any(weight.is_meta for weight in state.values()):
             raise LearngeneError(
                 f'modality is "{modality}", but this gene was loaded without the weights for it: load it whole, or '
                 f'with modality="{modality}"'
             )
-        with_head = num_labels is not None or own_head
-        cls: Any = {
-            ("multimodal", False): CLIPModel,
-            ("image", False): CLIPVisionModelWithProjection,
-            ("image", True): CLIPForImageClassification,
-            ("text", False): CLIPTextModelWithProjection,
-            ("text", True): CLIPTextForSequenceClassification,
-        }[modality, with_head]
-        if cls in (CLIPVisionModelWithProjection, CLIPTextModelWithProjection, CLIPTextForSequenceClassification):
-            config = wanted[modality]
+        with_head = new_head or own_head
+        cls: Any = DESCENDANTS[modality, with_head]
+        config = config_of(cls, config)
         if with_head:
             state = {name: weight for name, weight in state.items() if "projection" not in name}
             if not own_head:
                 state = {name: weight for name, weight in state.items() if not name.startswith("classifier.")}
         # A copy of every tensor: what grew from the gene must not change with it.
         state = {name: weight.detach().to(device="cpu", dtype=dtype, copy=True) for name, weight in state.items()}
-        with _no_load_report():  # which would call the new head a weight missing from a checkpoint
-            model, found = cls.from_pretrained(
-                None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
-            )
+        try:
+            with quiet():  # or the loading report would call the new head a weight missing from a checkpoint
+                model, found = cls.from_pretrained(
+                    None, config=config, state_dict=state, dtype=dtype, device_map=device_map, output_loading_info=True
+                )
+        except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+            raise LearngeneError(f"no {cls.__name__} can be built so: {first_line(error)}") from error
         missing = {name for name in found["missing_keys"] if not (with_head and name.startswith("classifier."))}
         if missing or found["unexpected_keys"]:
             raise LearngeneError(
                 f"the gene does not fit {cls.__name__}: missing {sorted(missing)}, "
                 f"unexpected {sorted(found['unexpected_keys'])}"
             )
-        if with_head:
-            # transformers #47688: the stock CLIP classifier ignores num_items_in_batch but is taken to accept it,
-            # which scales its update by the number of accumulation steps.
-            model.accepts_loss_kwargs = False
+        # transformers #47688: the stock classes ignore num_items_in_batch but are taken to accept it, which scales
+        # their update by the number of accumulation steps.
+        model.accepts_loss_kwargs = False
         return model
 
 
-@contextmanager
-def _no_load_report() -> Iterator[None]:
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+def config_of(cls: Any, config: Any) -> Any:
+    """The part of a `CLIPConfig` that a class of `DESCENDANTS` is built by."""
+    by_part = {"CLIPVisionConfig": config.vision_config, "CLIPTextConfig": config.text_config}
+    return by_part.get(cls.config_class.__name__, config)
 
 
-def _count_labels(num_labels: int | None, id2label: dict | None, label2id: dict | None) -> int | None:
-    named = {len(names) for names in (id2label, label2id) if names is not None}
+def _read_labels(num_labels: int | None, id2label: Any, label2id: Any) -> dict[int, str] | None:
+    """Read a number of labels and their names into one map from ids; None where none of the three is given."""
     if num_labels is not None:
         if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1:
             raise LearngeneError(f"num_labels is {num_labels!r}: it takes a whole number of at least 1")
-        named.add(num_labels)
-    if len(named) > 1:
+        check_size("num_labels", num_labels, MAX_LABELS)
+    maps = [_read_map(id2label, "id2label"), _read_map(label2id, "label2id")]
+    given = [labels for labels in maps if labels is not None]
+    counts = {len(labels) for labels in given} | ({num_labels} if num_labels is not None else set())
+    if len(counts) > 1:
+        shown = ", ".join(map(str, sorted(counts)))
+        raise LearngeneError(f"num_labels, id2label and label2id disagree on the number of labels: {shown}")
+    if len(given) == 2:
+        odd = [index for index, name in given[0].items() if given[1][index] != name]
+        if odd:
+            names = [labels[odd[0]] for labels in given]
+            raise LearngeneError(f"label {odd[0]} is {names[0]!r} in id2label and {names[1]!r} in label2id")
+    if given:
+        return given[0]
+    return None if num_labels is None else {index: f"LABEL_{index}" for index in range(num_labels)}
+
+
+def _read_map(labels: Any, name: str) -> dict[int, str] | None:
+    """Read `id2label` or `label2id`, or a list of names, into names by id from 0."""
+    if labels is None:
+        return None
+    if isinstance(labels, Mapping):
+        pairs = list(labels.items()) if name == "id2label" else [(index, label) for label, index in labels.items()]
+    elif isinstance(labels, Sequence) and not isinstance(labels, str):
+        pairs = list(enumerate(labels))
+    else:
+        raise LearngeneError(f"{name} is {labels!r}: it takes a mapping, or a list of names")
+    read: dict[int, str] = {}
+    for index, label in pairs:
+        whole = isinstance(index, int) and not isinstance(index, bool)
+        if not whole and not (isinstance(index, str) and index.isascii() and index.isdigit()):
+            raise LearngeneError(f"{name} has the id {index!r}: ids are whole numbers from 0")
+        if not isinstance(label, str):
+            raise LearngeneError(f"{name} names label {index} {label!r}: a name is a string")
+        if int(index) in read:
+            raise LearngeneError(f"{name} has the id {index} twice")
+        read[int(index)] = label
+    if sorted(read) != list(range(len(read))) or not read:
+        shown = ", ".join(map(str, sorted(read)[:8])) + (", ..." if len(read) > 8 else "")
         raise LearngeneError(
-            f"num_labels, id2label and label2id disagree on the number of labels: {', '.join(map(str, sorted(named)))}"
+            f"{name} has the ids {shown}: they must run from 0 to {len(read) - 1} without a gap"
+            if read
+            else f"{name} is empty: name at least one label"
         )
-    return named.pop() if named else None
-
-
-def _labels(num_labels: int, id2label: dict | None, label2id: dict | None) -> dict[int, str]:
-    if id2label is not None:
-        return {int(index): name for index, name in id2label.items()}
-    if label2id is not None:
-        return {int(index): name for name, index in label2id.items()}
-    return {index: f"LABEL_{index}" for index in range(num_labels)}
+    twice = sorted({label for label in read.values() if list(read.values()).count(label) > 1})
+    if twice:
+        raise LearngeneError(f"{name} has more than one label named {twice[0]!r}")
+    return dict(sorted(read.items()))
 
 
 def _override(config: Any, modality: str, overrides: dict[str, Any]) -> None:
@@ -180,16 +226,30 @@ def _override(config: Any, modality: str, overrides: dict[str, Any]) -> None:
     for name, value in overrides.items():
         if name in _DECIDED_BY_THE_GENE:
             raise LearngeneError(f"{name} cannot be overridden ({value!r}): the gene, depth and width decide it")
-        holders = [part for part in parts if hasattr(part, name)]
+        holders = [part for part in parts if name in part.__dataclass_fields__]
         if not holders:
             raise LearngeneError(f"the descendant's config has no field {name!r} (given {value!r})")
         for part in holders:
-            setattr(part, name, value)
+            try:
+                setattr(part, name, value)
+            except (StrictDataclassError, ValueError, TypeError) as error:
+                raise LearngeneError(f"{name} cannot be {value!r}: {first_line(error.__cause__ or error)}") from error
 
 
 def _record_provenance(config: Any, gene: Any, modality: str) -> None:
     """Record the source on the config, and on the sub-configs: one encoder's class reads only its own."""
-    name = gene._name_or_path or None
-    source = {"learngene": name, "revision": getattr(gene, "_commit_hash", None), "ancestor": gene.ancestor}
+    source = {
+        "learngene": _public(gene._name_or_path),
+        "revision": getattr(gene, "_commit_hash", None),
+        "ancestor": gene.ancestor,
+    }
+    if gene.ancestor and gene.ancestor.get("id"):
+        source["ancestor"] = {**gene.ancestor, "id": _public(gene.ancestor["id"])}
     for part in (config, config.vision_config, config.text_config):
         part.learngene = {**source, "modality": modality}
+
+
+def _public(name: Any) -> str | None:
+    """A name that says something elsewhere too: a Hub id or a bundled gene's, no path on this machine."""
+    name = str(name or "")
+    return name if REPO_ID.fullmatch(name) and not os.path.isdir(name) else None

@@ -1,16 +1,15 @@
 """Files of a gene on the Hub: fetched as far as needed, checked against their hashes, failures in one sentence."""
 
 import hashlib
-import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -23,8 +22,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .errors import LearngeneError
-from .parts import WEIGHTS, WEIGHTS_INDEX, is_needed
+from .errors import LearngeneError, first_line
+from .parts import WEIGHTS, WEIGHTS_INDEX, is_needed, read_index
 
 REPO_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -105,7 +104,7 @@ def fetch_learngene(
     def fetch(name: str, at: str | None) -> Path:
         return _fetch_checked(repo_id, name, revision=at, **settings)
 
-    with explain_hub_errors(repo_id, revision):
+    with _no_folder_either(repo_id), explain_hub_errors(repo_id, revision):
         try:
             config = fetch("config.json", revision)
         except EntryNotFoundError as error:
@@ -113,8 +112,9 @@ def fetch_learngene(
                 raise
             where = f"{repo_id}/{subfolder}" if subfolder else repo_id
             raise LearngeneError(f"{where} holds no model: it has no config.json") from None
-        folder = config.parent
-        commit = _commit_of(config)
+    folder = config.parent
+    commit = _commit_of(config)
+    with explain_hub_errors(repo_id, revision):
         names = _weight_files(repo_id, commit, fetch, is_needed(modality), token)
         if with_processor and not (local_files_only or constants.HF_HUB_OFFLINE):
             names += _processor_files(repo_id, commit, subfolder, modality, token)
@@ -128,7 +128,7 @@ def _weight_files(
 ) -> list[str]:
     """The safetensors files of the gene that hold a wanted tensor."""
     try:
-        index = json.loads(fetch(WEIGHTS_INDEX, commit).read_text(encoding="utf-8"))
+        weight_map = read_index(fetch(WEIGHTS_INDEX, commit), repo_id)
     except EntryNotFoundError as no_index:
         try:
             fetch(WEIGHTS, commit)
@@ -143,11 +143,7 @@ def _weight_files(
                     ) from None
             raise LearngeneError(f"{repo_id} has no weights: it needs {WEIGHTS}") from None
         return []
-    names = {shard for tensor, shard in index["weight_map"].items() if wanted(tensor)}
-    for name in names:
-        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise LearngeneError(f"{WEIGHTS_INDEX} of {repo_id} names a shard {name!r}, which is no plain file name")
-    return sorted(names)
+    return sorted({shard for tensor, shard in weight_map.items() if wanted(tensor)})
 
 
 def _processor_files(
@@ -160,6 +156,46 @@ def _processor_files(
     return [
         name for file in files if re.fullmatch(wanted, name := file.removeprefix(prefix)) and file == prefix + name
     ]
+
+
+def list_files(
+    repo_id: str,
+    wanted: Iterable[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+) -> set[str]:
+    """Say which of these files a repository has; where the Hub is not asked or not reached, the cache.
+
+    Raises:
+        LearngeneError: as `fetch_learngene`; or the cache holds none of them, and does not know that there are none.
+    """
+    check_repo_id(repo_id)
+    prefix = check_subfolder(subfolder or "").rstrip("/") + "/" if subfolder else ""
+    unreached: LearngeneError | None = None
+    if not (local_files_only or constants.HF_HUB_OFFLINE):
+        try:
+            with explain_hub_errors(repo_id, revision):
+                files = set(HfApi().list_repo_files(repo_id, revision=revision, token=token))
+                return {name for name in wanted if prefix + name in files}
+        except LearngeneError as error:
+            if isinstance(error.__cause__, HfHubHTTPError) and not _is_passing(error.__cause__):
+                raise
+            unreached = error
+    cache = None if cache_dir is None else os.fspath(cache_dir)
+    cached = {
+        name: try_to_load_from_cache(repo_id, prefix + name, cache_dir=cache, revision=revision) for name in wanted
+    }
+    found = {name for name, path in cached.items() if isinstance(path, str)}
+    if not found and any(path is None for path in cached.values()):
+        at = f" at revision {revision!r}" if revision else ""
+        raise unreached or LearngeneError(
+            f"{repo_id}{at} has no processor in the cache, and the Hub is not asked (offline)"
+        )
+    return found
 
 
 def _commit_of(path: Path) -> str:
@@ -237,6 +273,18 @@ def explain_hub_errors(repo_id: str, revision: str | None = None) -> Iterator[No
         raise LearngeneError(sentence) from error
 
 
+@contextmanager
+def _no_folder_either(repo_id: str) -> Iterator[None]:
+    """Add, where a repository is not found, that there is no such folder: a mistyped path may look like a Hub id."""
+    try:
+        yield
+    except LearngeneError as error:
+        missing = (LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError)
+        if not isinstance(error.__cause__, missing) or isinstance(error.__cause__, GatedRepoError):
+            raise
+        raise LearngeneError(f"{error}; there is no folder {repo_id!r} either") from error.__cause__
+
+
 def _explain(error: BaseException, repo_id: str, revision: str | None) -> str | None:
     if isinstance(error, LocalTokenNotFoundError):
         return "There is no Hugging Face token: log in with `hf auth login`, or set HF_TOKEN"
@@ -251,7 +299,7 @@ def _explain(error: BaseException, repo_id: str, revision: str | None) -> str | 
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no revision {revision!r}"
     if isinstance(error, HFValidationError):
-        return f"{repo_id!r} is no Hub id: {str(error).splitlines()[0]}"
+        return f"{repo_id!r} is no Hub id: {first_line(error)}"
     if isinstance(error, LocalEntryNotFoundError):
         if isinstance(error.__cause__, HfHubHTTPError):
             return _explain(error.__cause__, repo_id, revision)

@@ -8,16 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    CLIPConfig,
-    CLIPForImageClassification,
-    CLIPModel,
-    CLIPTextModelWithProjection,
-    CLIPVisionModelWithProjection,
-)
+from transformers import CLIPConfig
 
 from .configuration_learngene import MODALITIES, LearngeneConfig, Size
 from .errors import LearngeneError
+from .growth import DESCENDANTS, config_of
 
 # The shares of the gene's own depth and width that are shown when none are asked for.
 SHARES = (1 / 3, 2 / 3, 1.0)
@@ -57,7 +52,7 @@ def measure_size(
     Args:
         config: of a `CLIPModel`, e.g. an ancestor's own or `LearngeneConfig.descendant_config(...)`.
         modality: "multimodal", "image" or "text": the model to measure.
-        num_labels: with "image", classes of a `CLIPForImageClassification`; None measures the model without a head.
+        num_labels: with "image" or "text", classes of a model with a head; None measures the model without one.
         ancestor: parameters of the ancestor, for the share; None leaves it out.
 
     Raises:
@@ -87,14 +82,11 @@ def measure_size(
 def _memoryless(config: CLIPConfig, modality: str, num_labels: int | None) -> nn.Module:
     """Build the stock model without memory for its weights."""
     config = deepcopy(config)  # building a model writes to its config
-    cls: Any = CLIPModel
-    part: Any = config
-    if modality == "text":
-        cls, part = CLIPTextModelWithProjection, config.text_config
-    elif modality == "image" and num_labels is None:
-        cls, part = CLIPVisionModelWithProjection, config.vision_config
-    elif modality == "image":
-        cls, config.num_labels = CLIPForImageClassification, num_labels
+    with_head = num_labels is not None and modality != "multimodal"
+    cls = DESCENDANTS[modality, with_head]
+    part = config_of(cls, config)
+    if with_head:
+        part.num_labels = num_labels
     with torch.device("meta"):
         # Eager attention is plain matrix products, which are counted alike on every machine.
         return cls._from_config(part, attn_implementation="eager").eval()

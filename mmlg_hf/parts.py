@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from .errors import LearngeneError
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARED = "shared"
@@ -24,6 +27,34 @@ def is_needed(modality: str | None) -> Callable[[str], bool]:
     """A test of tensor names: whether a descendant of this modality is made from the tensor; None is "multimodal"."""
     parts = {SHARED, modality} if modality in ("image", "text") else {SHARED, "image", "text"}
     return lambda name: part_of(name) in parts
+
+
+def read_index(path: Path, name: str) -> dict[str, str]:
+    """Read which file each tensor is in; `name` is what the error calls the folder or repository.
+
+    Raises:
+        LearngeneError: it is no index, or names what is no plain name of a safetensors file.
+    """
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = set(weight_map.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise LearngeneError(f"The {WEIGHTS_INDEX} of {name} is no index of weights") from None
+    for file in sorted(files, key=repr):
+        if not isinstance(file, str) or len(file) > 200 or not re.fullmatch(r"\w[\w.-]*\.safetensors", file):
+            shown = repr(file) if len(repr(file)) < 80 else f"{repr(file)[:60]}... ({len(repr(file))} characters)"
+            raise LearngeneError(f"{WEIGHTS_INDEX} of {name} names a shard {shown}, which is no plain file name")
+    return weight_map
+
+
+def weight_files(folder: str | os.PathLike) -> list[Path]:
+    """The files that a folder's weights are in, as loaders take them: the single one, else those of the index."""
+    folder = Path(folder)
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / WEIGHTS_INDEX).is_file():
+        return []
+    return [folder / file for file in sorted(set(read_index(folder / WEIGHTS_INDEX, str(folder)).values()))]
 
 
 def split_by_part(folder: str | os.PathLike) -> list[str]:

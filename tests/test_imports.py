@@ -14,8 +14,8 @@ PACKAGE = ROOT / "mmlg_hf"
 
 # A module imports from its own stage and earlier ones. A package stands for all of its modules.
 STAGES = (
-    {"errors", "parts", "silence", "writing", "hub", "checkpoints", "texts"},
-    {"configuration_learngene", "expansion"},
+    {"errors", "parts", "silence", "writing", "remote_code", "locating", "hub", "checkpoints", "texts"},
+    {"configuration_learngene", "expansion", "processors", "saving", "gene_files"},
     {"modeling_text_classification", "loading", "growth", "modeling_learngene"},
     {"descendants"},
     {

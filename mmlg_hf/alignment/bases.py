@@ -124,12 +124,13 @@ def record_base(
     found = {"fingerprint": fingerprint(encoder)}
     if not isinstance(source, PreTrainedModel):
         return {"name": os.fspath(source), "revision": getattr(encoder.config, "_commit_hash", None), **found}
-    name, gene = source.config.name_or_path, getattr(encoder.config, "learngene", None) or {}
+    gene = getattr(source, "grown_from", None) or {}  # a descendant in memory has no name of its own
+    name = gene.get("name") or source.config.name_or_path
     if not name or found["fingerprint"] is None:
         return None
-    if gene.get("learngene") == name:
+    if gene.get("name"):
         size = {"depth": encoder.config.num_hidden_layers, "width": encoder.config.hidden_size}
-        record = {"name": name, "revision": gene.get("revision"), "grown": size, **found}
+        record = {**gene, "grown": size, **found}
     else:
         record = {"name": name, "revision": getattr(source.config, "_commit_hash", None), **found}
     try:

@@ -155,6 +155,7 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
     config: CLIPMoEConfig
     base_model_prefix = "clip_moe"
     auto_class = "AutoModel"  # the class of transformers that loads a model saved with its own code
+    accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer divides it by accumulation steps
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPMoEEncoderLayer", "CLIPVisionEmbeddings"]
     # Otherwise the answer is cached on CLIPPreTrainedModel by whichever model is built first, and inherited here.
     _can_set_experts_implementation_cached_value = True
@@ -172,15 +173,18 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
                 not installed.
         """
         classes: tuple[Any, ...] = (type(self), type(self.config))
-        before = [cls._auto_class for cls in classes]
+        before, auto_map = [cls._auto_class for cls in classes], self.config.__dict__.pop("auto_map", None)
         if with_code:
             self.register_for_auto_class(self.auto_class)
             self.config.register_for_auto_class()
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
-        finally:  # left registered, every later save would hold the code too
+        finally:  # left registered, every later save would hold the code too, or name it where it is not
             for cls, auto_class in zip(classes, before, strict=True):
                 cls._auto_class = auto_class
+            self.config.__dict__.pop("auto_map", None)
+            if auto_map is not None:
+                self.config.auto_map = auto_map
 
     @torch.no_grad()
     def _init_weights(self, module):
