@@ -298,7 +298,7 @@ class ContrastiveTrainer(Trainer):
         """Return the names of the parameters with weight decay: the stock ones but for those of `undecayed`."""
         parameters = dict(model.named_parameters())
         names = super().get_decay_parameter_names(model)
-        return [name for name in names if not undecayed(name, parameters[name])]
+        return [name for name in names if name in parameters and not undecayed(name, parameters[name])]
 
     def prediction_step(
         self,
@@ -344,12 +344,17 @@ class ContrastiveTrainer(Trainer):
         _check_sampling(self.args, dataset)
         return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the next batches, after seeing that a stream has at least one."""
-        batches, count = super().get_batch_samples(*args, **kwargs)
-        if not batches and self.state.global_step == 0:
-            raise LearngeneError(_too_few("fewer rows", "training", self._train_batch_size))
-        return batches, count
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any, **kwargs: Any) -> Any:
+        """Return the batches of one update; those that a stream has too few of at its end are left out.
+
+        The stock Trainer would add their gradients to the next epoch's first update.
+        """
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, *args, **kwargs)
+        if len(batches) == num_batches:
+            return batches, count
+        if self.state.global_step == 0:
+            raise LearngeneError(_too_few("fewer rows", "training", self._train_batch_size, num_batches))
+        return [], count
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Run the stock loop from the seed of `args`, then put torch's random state back as it was."""
@@ -361,8 +366,9 @@ class ContrastiveTrainer(Trainer):
         return output
 
 
-def _too_few(told: str, purpose: str, batch_size: int) -> str:
-    return f"the {purpose} data has {told} than one batch of {batch_size} on each process: lower the batch size"
+def _too_few(told: str, purpose: str, batch_size: int, batches: int = 1) -> str:
+    needed = "one batch" if batches == 1 else f"one update's {batches} batches"
+    return f"the {purpose} data has {told} than {needed} of {batch_size} on each process: lower the batch size"
 
 
 def _check_model(model: Any) -> Any:
