@@ -154,6 +154,7 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
 
     config: CLIPMoEConfig
     base_model_prefix = "clip_moe"
+    accepts_loss_kwargs = False  # losses are means over the batch: the Trainer divides them by accumulation steps
     auto_class = "AutoModel"  # the class of transformers that loads a model saved with its own code
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPMoEEncoderLayer", "CLIPVisionEmbeddings"]
     # Otherwise the answer is cached on CLIPPreTrainedModel by whichever model is built first, and inherited here.
