@@ -75,13 +75,14 @@ def check_label_smoothing(value: float) -> None:
 
 
 def _check_pairs(**embeds: Tensor) -> None:
+    for name, rows in embeds.items():
+        if not isinstance(rows, Tensor) or not rows.is_floating_point():
+            kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+            raise LearngeneError(f"embeddings must be tensors of a floating type, but {name} is {kind}")
     shapes = {name: tuple(rows.shape) for name, rows in embeds.items()}
     counts = {shape[0] if shape else 0 for shape in shapes.values()}
     if any(len(shape) != 2 for shape in shapes.values()) or len(counts) > 1 or 0 in counts:
         raise LearngeneError(f"embeddings must be [B, D] with one row for each pair, got {_told(embeds)}")
-    odd = next((name for name, rows in embeds.items() if not rows.is_floating_point()), None)
-    if odd is not None:
-        raise LearngeneError(f"embeddings must be of a floating type, but {odd} is {embeds[odd].dtype}")
 
 
 def _check_sizes(image_embeds: Tensor, text_embeds: Tensor) -> None:
