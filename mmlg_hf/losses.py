@@ -68,16 +68,38 @@ def gather_embeddings(embeds: Tensor) -> tuple[Tensor, int]:
     return _AllGather.apply(embeds.contiguous()), dist.get_rank() * len(embeds)
 
 
+def check_label_smoothing(value: float) -> None:
+    """Raise a `LearngeneError` unless a share lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise LearngeneError(f"label_smoothing is {value}: give a share from 0 to 1")
+
+
 def _check_pairs(**embeds: Tensor) -> None:
+    for name, rows in embeds.items():
+        if not isinstance(rows, Tensor) or not rows.is_floating_point():
+            kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+            raise LearngeneError(f"embeddings must be tensors of a floating type, but {name} is {kind}")
     shapes = {name: tuple(rows.shape) for name, rows in embeds.items()}
     counts = {shape[0] if shape else 0 for shape in shapes.values()}
     if any(len(shape) != 2 for shape in shapes.values()) or len(counts) > 1 or 0 in counts:
-        told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-        raise LearngeneError(f"embeddings must be [B, D] with one row for each pair, got {told}")
+        raise LearngeneError(f"embeddings must be [B, D] with one row for each pair, got {_told(embeds)}")
+
+
+def _check_sizes(image_embeds: Tensor, text_embeds: Tensor) -> None:
+    if image_embeds.shape[1] != text_embeds.shape[1]:
+        raise LearngeneError(
+            "images and texts must be embedded in one space, got "
+            f"{_told({'images': image_embeds, 'texts': text_embeds})}"
+        )
+
+
+def _told(tensors: dict[str, Tensor]) -> str:
+    return ", ".join(f"{name} {list(rows.shape)}" for name, rows in tensors.items())
 
 
 def _affinities(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, int]:
     """Scaled similarities in float32 of own rows to all rows: image to text and text to image [B, N], own offset."""
+    _check_sizes(image_embeds, text_embeds)
     all_images, offset = gather_embeddings(image_embeds)
     all_texts, _ = gather_embeddings(text_embeds)
     # Autocast would take the products in half precision, where a scale of 100 leaves steps of 0.5 between logits.
@@ -106,8 +128,10 @@ def contrastive_loss(
         The mean over this process's rows, a scalar.
 
     Raises:
-        LearngeneError: if rows do not pair up, or processes hold different numbers of rows.
+        LearngeneError: if rows do not pair up, are no floating numbers or differ in size, processes hold different
+            numbers of rows, or the smoothing lies outside [0, 1].
     """
+    check_label_smoothing(label_smoothing)
     _check_pairs(image_embeds=image_embeds, text_embeds=text_embeds)
     image_to_text, text_to_image, offset = _affinities(image_embeds, text_embeds, logit_scale)
     labels = torch.arange(offset, offset + len(image_embeds), device=image_embeds.device)
@@ -198,13 +222,15 @@ def soft_distillation_loss(logits: Tensor, ancestor_logits: Tensor, temperature:
         The mean over this process's rows, a scalar; 0 where both agree.
 
     Raises:
-        LearngeneError: if the two shapes differ.
+        LearngeneError: if the two shapes differ or are not [B, labels], or the temperature is not above 0.
     """
-    if logits.shape != ancestor_logits.shape:
+    if logits.shape != ancestor_logits.shape or logits.dim() != 2 or not logits.numel():
         raise LearngeneError(
-            f"soft distillation needs the same labels on both sides, got logits {list(logits.shape)} and the "
-            f"ancestor's {list(ancestor_logits.shape)}"
+            f"soft distillation needs the same labels on both sides, [B, labels], got logits {list(logits.shape)} and "
+            f"the ancestor's {list(ancestor_logits.shape)}"
         )
+    if not temperature > 0:
+        raise LearngeneError(f"temperature is {temperature}: give a number above 0")
     own = F.log_softmax(logits.float() / temperature, dim=-1)
     ancestor = F.log_softmax(ancestor_logits.detach().float() / temperature, dim=-1)
     return temperature**2 * F.kl_div(own, ancestor, reduction="batchmean", log_target=True)

@@ -188,6 +188,7 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
     """Blocks, their initialisation, and the expansion into layers: shared by both kinds of gene."""
 
     config: LearngeneConfig
+    accepts_loss_kwargs = False  # losses are means over the batch: the Trainer divides them by accumulation steps
     processor = None  # saved along with the gene and its descendants when set
     accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer divides it by accumulation steps
     named_parameters: Any  # these three are those of the stock class that this is mixed into

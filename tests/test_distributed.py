@@ -23,7 +23,11 @@ TRAININGS = {
     "whole": {},
     "accumulated": {"gradient_accumulation_steps": 2},
     "text side frozen": {},
+    "stream": {},
+    "stream of two shards": {},
 }
+# Two batches of all processes and an odd rest.
+STREAMED_ROWS = 20
 
 
 def embeddings():
@@ -48,12 +52,18 @@ def losses_and_gradients(own):
 
 
 def train(name, folder, batch_size):
-    """Train and evaluate a pico CLIP; return its weights, the logged losses and the evaluation."""
+    """Train and evaluate a pico CLIP; return its weights, the logged losses, the evaluation and the rows it saw."""
     from pico import pico_clip, pico_pairs, pico_processor
     from transformers import TrainingArguments
 
     from mmlg_hf.evaluation import compute_retrieval
-    from mmlg_hf.training import ContrastiveTrainer
+    from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
+
+    collator, seen = ImageTextCollator(pico_processor()), []
+
+    def collate(rows):
+        seen.append([row["caption"] for row in rows])
+        return collator(rows)
 
     model = pico_clip()
     if name == "text side frozen":
@@ -75,17 +85,22 @@ def train(name, folder, batch_size):
         **TRAININGS[name],
     )
     pairs = pico_pairs(52)
+    if name.startswith("stream"):
+        shards = 2 if "shards" in name else 1
+        pairs = pairs.select(range(STREAMED_ROWS)).to_iterable_dataset(num_shards=shards)
     trainer = ContrastiveTrainer(
         model,
         args,
+        data_collator=collate,
         train_dataset=pairs,
         eval_dataset=pairs,
-        processing_class=pico_processor(),
         compute_metrics=compute_retrieval,
     )
     trainer.train()
+    seen.clear()
     metrics = trainer.evaluate()
     return {
+        "evaluated": list(seen),
         "weights": {key: tensor.clone() for key, tensor in model.state_dict().items()},
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "metrics": {
@@ -114,6 +129,34 @@ def extract(folder, batch_size, **changes):
     return extract_learngene(pico_clip(), pico_pairs(52), args, processor=pico_processor()).state_dict()
 
 
+def refusal_of_a_split_stream(folder):
+    """What is said of a stream that the user has already split between the processes."""
+    from datasets.distributed import split_dataset_by_node
+    from pico import pico_clip, pico_pairs, pico_processor
+    from transformers import TrainingArguments
+
+    from mmlg_hf.training import ContrastiveTrainer
+
+    stream = split_dataset_by_node(pico_pairs(8).to_iterable_dataset(), rank=dist.get_rank(), world_size=2)
+    args = TrainingArguments(folder, report_to=[], use_cpu=True)
+    try:
+        ContrastiveTrainer(pico_clip(), args, processing_class=pico_processor()).evaluate(stream)
+    except LearngeneError as error:
+        return str(error)
+
+
+def scale_inside_distributed_training():
+    """Whether the model is found in DistributedDataParallel, with PEFT inside."""
+    import peft
+    from pico import pico_clip
+
+    from mmlg_hf.training import base_model_of
+
+    model = pico_clip()
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+    return base_model_of(torch.nn.parallel.DistributedDataParallel(wrapped)) is model
+
+
 def be_one_process(folder):
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -125,6 +168,9 @@ def be_one_process(folder):
         results["unequal"] = str(error)
     for name in TRAININGS:
         results[name] = train(name, folder, batch_size=4)
+    results["pairs"] = train("whole", folder, batch_size=1)
+    results["split by node"] = refusal_of_a_split_stream(folder)
+    results["scale"] = scale_inside_distributed_training()
     results["gene"] = extract(folder, batch_size=4, **SGD)
     results["gene by Muon"] = extract(folder, batch_size=4)
     torch.save(results, Path(folder) / f"rank{rank}.pt")
@@ -173,6 +219,37 @@ def test_two_processes_get_the_weights_and_metrics_of_one(two_processes, name, t
             torch.testing.assert_close(results[name]["weights"][key], weight, atol=1e-6, rtol=1e-5)
         assert results[name]["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
     assert two_processes[0][name]["losses"] == pytest.approx(one["losses"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in TRAININGS if name.startswith("stream")])
+def test_a_stream_is_split_between_processes_with_no_row_twice_and_the_odd_rest_left_out(two_processes, name):
+    from pico import pico_pairs
+
+    first, second = (results[name]["evaluated"] for results in two_processes)
+    assert [len(batch) for batch in first] == [len(batch) for batch in second] == [4, 4]
+    together = [row for batches in zip(first, second, strict=True) for batch in batches for row in batch]
+    assert together == pico_pairs(STREAMED_ROWS)["caption"][:16]
+
+
+@pytest.mark.slow
+def test_a_stream_that_was_already_split_is_refused(two_processes):
+    for results in two_processes:
+        assert "was already split by node: give the whole stream" in results["split by node"]
+
+
+@pytest.mark.slow
+def test_one_pair_on_each_of_two_processes_has_a_negative(two_processes, tmp_path):
+    one = train("whole", str(tmp_path), batch_size=2)
+    for results in two_processes:
+        for key, weight in one["weights"].items():
+            torch.testing.assert_close(results["pairs"]["weights"][key], weight, atol=1e-6, rtol=1e-5)
+    assert min(one["losses"]) > 0
+
+
+@pytest.mark.slow
+def test_the_model_is_found_inside_distributed_training(two_processes):
+    assert all(results["scale"] for results in two_processes)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from mmlg_hf.losses import (
     contrastive_loss,
     feature_distillation_loss,
     gather_embeddings,
+    soft_distillation_loss,
 )
 
 
@@ -122,3 +123,49 @@ def test_rows_that_do_not_pair_up_are_refused():
         affinity_distillation_loss(torch.zeros(3, 4), torch.zeros(3, 4), torch.zeros(3, 4), torch.zeros(2, 4))
     with pytest.raises(LearngeneError, match="got 4 and the ancestor's 8: set projection_dim"):
         feature_distillation_loss(torch.zeros(3, 4), torch.zeros(3, 8))
+
+
+def test_embeddings_of_two_sizes_or_of_whole_numbers_are_refused():
+    with pytest.raises(LearngeneError, match=r"in one space, got images \[3, 4\], texts \[3, 5\]"):
+        contrastive_loss(torch.zeros(3, 4), torch.zeros(3, 5), 1.0)
+    with pytest.raises(LearngeneError, match=r"in one space, got images \[3, 4\], texts \[3, 5\]"):
+        affinity_distillation_loss(torch.zeros(3, 6), torch.zeros(3, 6), torch.zeros(3, 4), torch.zeros(3, 5))
+    with pytest.raises(LearngeneError, match="floating type, but text_embeds is torch.int64"):
+        contrastive_loss(torch.zeros(3, 4), torch.zeros(3, 4, dtype=torch.long), 1.0)
+    with pytest.raises(LearngeneError, match="floating type, but image_embeds is list"):
+        contrastive_loss([[1.0]], torch.zeros(1, 1), 1.0)
+    with pytest.raises(LearngeneError, match="floating type, but embeds is torch.bool"):
+        feature_distillation_loss(torch.zeros(3, 4, dtype=torch.bool), torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.5, math.nan])
+def test_a_smoothing_that_is_no_share_is_refused(smoothing):
+    with pytest.raises(LearngeneError, match="label_smoothing is .*: give a share from 0 to 1"):
+        contrastive_loss(torch.zeros(3, 4), torch.zeros(3, 4), 1.0, label_smoothing=smoothing)
+
+
+def test_all_of_the_target_can_be_spread():
+    images, texts = unit_rows(4, 8, 1), unit_rows(4, 8, 2)
+    logits = images @ texts.T * 3
+    expected = -(logits.log_softmax(1) + logits.T.log_softmax(1)).mean() / 2
+    assert contrastive_loss(images, texts, 3.0, label_smoothing=1.0).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_soft_distillation_refuses_logits_that_do_not_fit_and_a_temperature_of_zero():
+    for shape in ((3,), (0, 4)):
+        with pytest.raises(LearngeneError, match=r"the same labels on both sides, \[B, labels\]"):
+            soft_distillation_loss(torch.zeros(shape), torch.zeros(shape))
+    for temperature in (0.0, -1.0, math.nan):
+        with pytest.raises(LearngeneError, match="temperature is .*: give a number above 0"):
+            soft_distillation_loss(torch.zeros(3, 4), torch.zeros(3, 4), temperature)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_losses_of_other_precisions_are_taken_in_float32(dtype):
+    images, texts = unit_rows(6, 8, 1).to(dtype), unit_rows(6, 8, 2).to(dtype)
+    expected = contrastive_loss(images.float(), texts.float(), 100.0)
+    loss = contrastive_loss(images, texts, 100.0)
+    assert loss.dtype == torch.float32
+    assert loss.item() == expected.item()
+    assert soft_distillation_loss(images, texts).dtype == torch.float32
+    assert affinity_distillation_loss(images, texts, texts, images).dtype == torch.float32

@@ -1,5 +1,6 @@
 """The package as it is installed: public names, version, the wheel's contents, and what the README tells to run."""
 
+import ast
 import inspect
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,25 @@ def test_the_readmes_imports_work():
     for module, names in re.findall(r"^from (mmlg_hf[\w.]*) import ([\w, ]+)$", text, re.MULTILINE):
         for name in names.split(","):
             assert hasattr(import_module(module), name.strip()), f"{module}.{name}"
+
+
+def declared(section):
+    """The distributions that a list of pyproject.toml names, in lower case."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(rf"^{section} = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)[1]
+    return {re.split(r"[<>=!~ ;\[]", name)[0].lower().replace("_", "-") for name in re.findall(r'"(.+?)"', listed)}
+
+
+def test_every_imported_distribution_is_declared():
+    distributions, imported = packages_distributions(), set()
+    for path in [*(ROOT / "mmlg_hf").rglob("*.py"), *(ROOT / "upload").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.partition(".")[0])
+    foreign = imported - set(sys.stdlib_module_names) - {"mmlg_hf", "upload"}
+    assert [name for name in foreign if name not in distributions] == []
+    needed = {distributions[name][0].lower().replace("_", "-") for name in foreign}
+    assert needed - declared("dependencies") <= declared("peft")
+    assert declared("dependencies") - needed == set()

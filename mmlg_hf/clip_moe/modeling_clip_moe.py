@@ -154,6 +154,7 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
 
     config: CLIPMoEConfig
     base_model_prefix = "clip_moe"
+    accepts_loss_kwargs = False  # losses are means over the batch: the Trainer divides them by accumulation steps
     auto_class = "AutoModel"  # the class of transformers that loads a model saved with its own code
     accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer divides it by accumulation steps
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPMoEEncoderLayer", "CLIPVisionEmbeddings"]
