@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .data import find_columns, open_image
+from .data import captions_of, find_columns, read_image, undecoded
 from .errors import LearngeneError
 from .metrics import (
     CHUNK,
@@ -136,12 +136,7 @@ def _embed(
 
 
 def _read_image(images: Sequence[Any], index: int) -> Any:
-    try:
-        return open_image(images[index])
-    except (OSError, TypeError, KeyError, AttributeError) as error:
-        raise LearngeneError(
-            f"image {index} cannot be read ({error or type(error).__name__}): mend it or drop that row"
-        ) from error
+    return read_image(images[index], f"row {index}")
 
 
 def _read_text(texts: Sequence[Any], index: int) -> str:
@@ -220,7 +215,7 @@ def evaluate_zero_shot(
         model, class_names, processor, templates=templates, batch_size=batch_size, device=device
     )
     images = embed_images(
-        model, dataset[image_column], processor, batch_size=batch_size, device=device, progress=progress
+        model, undecoded(dataset)[image_column], processor, batch_size=batch_size, device=device, progress=progress
     )
     ranks = [
         label_ranks(chunk @ classes.T, labels_of_chunk)
@@ -300,14 +295,12 @@ def evaluate_retrieval(
     texts: list[str] = []
     owners: list[int] = []
     for row, value in enumerate(dataset[text_column]):
-        captions = [value] if isinstance(value, str) else value
-        if not captions:
-            raise LearngeneError(f"row {row} has no text in {text_column!r}: drop it, or give it one")
+        captions = captions_of(value, f"row {row}")
         texts += captions
         owners += [row] * len(captions)
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "progress": progress}
     text_embeds = embed_texts(model, texts, processor, **options)
-    image_embeds = embed_images(model, dataset[image_column], processor, **options)
+    image_embeds = embed_images(model, undecoded(dataset)[image_column], processor, **options)
     return retrieval_results(image_embeds, text_embeds, owners)
 
 

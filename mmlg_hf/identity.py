@@ -5,18 +5,18 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Image, IterableDataset
+from datasets import Dataset, IterableDataset
 
 from .errors import LearngeneError
 
 # Raised whenever our own code makes other tensors of the same data, so that kept ones are not used again.
 PROCESSING_VERSION = 2
 _STREAMED_ROWS = 8
+_BATCH = 256
 # Fields of a config that do not change what its model computes.
 _NOT_COMPUTED = (
     "_name_or_path", "_commit_hash", "transformers_version", "architectures", "torch_dtype", "dtype",
@@ -43,38 +43,42 @@ def _computed(config: Any) -> Any:
 
 
 def fingerprint_data(dataset: Any, columns: Iterable[str] | None = None) -> str:
-    """Hash the content of rows, pictures by their bytes: 32 hexadecimal digits.
+    """Hash the content of rows, pictures by their bytes and not by where they lie: 32 hexadecimal digits.
 
     Args:
-        dataset: a `Dataset`; of an `IterableDataset` only the first rows are read, and the columns' names.
+        dataset: a `Dataset`, whatever its format; of an `IterableDataset` only the first 8 rows are read.
         columns: the columns that count; None takes all.
     """
-    digest = hashlib.sha256()
-    names = sorted(dataset.column_names or [] if columns is None else columns)
-    digest.update(json.dumps(names).encode())
+    from .data.pictures import undecoded  # the package of data names what it makes by this module
+
+    names = sorted(getattr(dataset, "column_names", None) or [] if columns is None else columns)
+    digest = hashlib.sha256(json.dumps(names).encode())
     if isinstance(dataset, Dataset):
-        digest.update(str(len(dataset)).encode())
-        dataset = dataset.select_columns(names) if names else dataset
-    if isinstance(dataset, (Dataset, IterableDataset)) and dataset.features is not None:
-        for name, feature in dataset.features.items():
-            if isinstance(feature, Image):
-                dataset = dataset.cast_column(name, Image(decode=False))
-    rows = dataset.with_format(None) if isinstance(dataset, Dataset) else islice(iter(dataset), _STREAMED_ROWS)
-    for row in rows:
-        _update(digest, {name: row.get(name) for name in names} if names else row)
+        digest.update(f"{len(dataset)}".encode())
+        for batch in dataset.select_columns(names).with_format("arrow").iter(_BATCH):
+            for name in names:
+                _update_column(digest, batch[name], dataset.features[name])
+    else:
+        stream = undecoded(dataset) if isinstance(dataset, IterableDataset) else dataset
+        for row in islice(stream, _STREAMED_ROWS):
+            _update(digest, {name: row.get(name) for name in names} if names else row)
     return digest.hexdigest()[:32]
+
+
+def _update_column(digest: Any, column: Any, feature: Any) -> None:
+    """Add a column of an Arrow table to a hash."""
+    if type(feature).__name__.startswith("Array"):
+        # Pixels: nested lists of them would take longer than making them.
+        arrays = [chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks]
+        _update(digest, np.concatenate(arrays) if arrays else None)  # however the table is cut
+    else:
+        _update(digest, column.to_pylist())
 
 
 def _update(digest: Any, value: Any) -> None:
     """Add a value to a hash, with its kind and length, so that no two values look alike."""
     if isinstance(value, Mapping):
-        if value.get("bytes") is None and isinstance(value.get("path"), str) and os.path.isfile(value["path"]):
-            value = {"bytes": Path(value["path"]).read_bytes()}  # the picture, not where it lies
-        elif value.get("bytes") is not None:
-            value = {"bytes": value["bytes"]}
-        for key in sorted(value):
-            digest.update(f"k{key}".encode())
-            _update(digest, value[key])
+        _update_mapping(digest, value)
     elif isinstance(value, (list, tuple)):
         digest.update(f"l{len(value)}".encode())
         for item in value:
@@ -84,13 +88,31 @@ def _update(digest: Any, value: Any) -> None:
         digest.update(value)
     elif isinstance(value, (np.ndarray, torch.Tensor)):
         array = np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value)
-        digest.update(f"a{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
+        if array.dtype == object:
+            _update(digest, array.tolist())
+        else:
+            digest.update(f"a{array.dtype}{array.shape}".encode())
+            digest.update(array.tobytes())
     elif hasattr(value, "tobytes") and hasattr(value, "mode"):  # a decoded picture
         digest.update(f"p{value.mode}{value.size}".encode())
         digest.update(value.tobytes())
     else:
-        digest.update(f"{type(value).__name__}{value!r}".encode())
+        text = repr(value)
+        digest.update(f"{type(value).__name__}{len(text)}:{text}".encode(errors="surrogatepass"))
+
+
+def _update_mapping(digest: Any, value: Mapping[str, Any]) -> None:
+    if value and set(value) <= {"bytes", "path"}:
+        from .data.pictures import stored_bytes
+
+        try:
+            value = {"bytes": stored_bytes(dict(value))}
+        except OSError:  # a file that is not there: where it should be is all that there is
+            value = {"path": value.get("path")}
+    digest.update(f"m{len(value)}".encode())
+    for key in sorted(value):
+        digest.update(f"k{len(key)}:{key}".encode())
+        _update(digest, value[key])
 
 
 def check_same_run(begun: Mapping[str, Any], now: Mapping[str, Any], folder: str | os.PathLike) -> None:

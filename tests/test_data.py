@@ -1,27 +1,18 @@
-"""Image-text data: columns, splits that keep texts apart, processing once, and images that cannot be read."""
+"""Image-text data: loading, columns, and splits that keep texts apart."""
 
-import io
-from types import SimpleNamespace
-from unittest.mock import patch
+import traceback
 
-import datasets
-import numpy as np
 import pytest
-import torch
-from datasets import Dataset, DatasetDict, Features, Image, List, Value
-from hypothesis import HealthCheck, given, settings
+from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, List, Value
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico import IMAGE_SIZE, pico_image, pico_pairs, pico_processor
-from PIL import Image as PILImage
+from pico import pico_image, pico_pairs, pico_processor
 
 from mmlg_hf.data import (
     find_columns,
     hash_split,
     load_image_text,
-    open_image,
-    process_images,
     process_pairs,
-    processor_key,
     split_of,
 )
 from mmlg_hf.errors import LearngeneError
@@ -30,19 +21,6 @@ from mmlg_hf.errors import LearngeneError
 @pytest.fixture(scope="module")
 def processor():
     return pico_processor()
-
-
-def png(color="red", background="blue", kind="PNG") -> bytes:
-    stored = io.BytesIO()
-    pico_image(color, background).save(stored, kind)
-    return stored.getvalue()
-
-
-def pairs_with_bad_images(bad=(2, 5), n=8) -> Dataset:
-    """Pairs whose images are bytes, some of them unreadable."""
-    images = [{"bytes": b"no image" if row in bad else png(), "path": None} for row in range(n)]
-    rows = {"image": images, "caption": [f"a photo of row {row}" for row in range(n)]}
-    return Dataset.from_dict(rows, features=Features({"image": Image(), "caption": Value("string")}))
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -107,6 +85,34 @@ def test_a_folder_that_is_not_there_and_one_without_data_are_refused(tmp_path, m
         assert "\n" not in str(caught.value)
 
 
+def test_files_of_two_schemas_are_refused_in_one_sentence(tmp_path, processor):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"image": "a.png", "text": "x"}\n')
+    (folder / "b.jsonl").write_text('{"image": "a.png", "caption": "x"}\n')
+    sentence = r"its files have different columns: there are 1 new columns \({'caption'}\)"
+    with pytest.raises(LearngeneError, match=rf"cannot load the dataset .*{sentence}") as caught:
+        load_image_text(folder, cache_dir=str(tmp_path / "cache"))
+    assert len("".join(traceback.format_exception(caught.value)).splitlines()) < 20
+    stream = load_image_text(folder, cache_dir=str(tmp_path / "cache"), streaming=True)
+    with pytest.raises(LearngeneError, match=f"the dataset cannot be read on: {sentence}"):
+        list(process_pairs(stream, processor, image_column="image", text_column="text", on_bad_image="skip"))
+
+
+def test_a_damaged_file_and_an_unknown_option_are_refused_in_one_sentence(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"no parquet")
+    for options in ({}, {"no_such_option": 1}):
+        with pytest.raises(LearngeneError, match="cannot load the dataset") as caught:
+            load_image_text(tmp_path, cache_dir=str(tmp_path / "cache"), **options)
+        assert "\n" not in str(caught.value)
+
+
+def test_one_of_several_splits_must_be_named():
+    splits = DatasetDict(train=pico_pairs(3), test=pico_pairs(2))
+    with pytest.raises(LearngeneError, match="the dataset has more than one split, or none: name one of train, test"):
+        load_image_text(splits, None)
+
+
 # --- columns ---------------------------------------------------------------------------------------------------------
 
 
@@ -126,13 +132,74 @@ def test_lists_of_captions_are_text():
 
 def test_columns_of_a_stream_without_features_are_found_by_its_first_row():
     rows = [{"picture": pico_image("red", "blue"), "text": "red", "n": 1}]
-    stream = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    stream = IterableDataset.from_generator(lambda: iter(rows))
     assert find_columns(stream) == ("picture", "text")
 
 
 def test_several_captions_in_the_first_row_of_such_a_stream_are_text():
     rows = [{"img": pico_image("red", "blue"), "captions": ["red", "blue"], "scores": [], "n": [1]}]
-    assert find_columns(datasets.IterableDataset.from_generator(lambda: iter(rows))) == ("img", "captions")
+    assert find_columns(IterableDataset.from_generator(lambda: iter(rows))) == ("img", "captions")
+
+
+@pytest.mark.parametrize("missing", [None, []])
+@pytest.mark.parametrize("lacking", [False, True])
+def test_columns_of_such_a_stream_are_not_chosen_by_its_first_row_alone(missing, lacking):
+    full = {"filename": "a.png", "image": pico_image("red", "blue"), "thumb": pico_image("red", "blue")}
+    first = {"filename": "a.png", "thumb": full["thumb"]}
+    if not lacking:
+        first |= {"image": None, "caption": missing}
+    stream = IterableDataset.from_generator(lambda: iter([first, full | {"caption": ["red"] if missing else "red"}]))
+    assert find_columns(stream) == ("image", "caption")
+
+
+def test_a_stream_without_rows_is_refused():
+    with pytest.raises(LearngeneError, match=r"the dataset is empty \(0 rows\)"):
+        find_columns(IterableDataset.from_generator(lambda: iter(())))
+
+
+def test_rows_alone_give_their_columns_and_an_empty_column_may_be_the_right_one():
+    image = pico_image("red", "blue")
+    rows = [{"image": image, "caption": None, "filename": "a.png"}, {"image": None, "caption": "red", "filename": "b"}]
+    for some in (rows, rows[:1], rows[0], rows[1:]):
+        assert find_columns(some) == ("image", "caption")
+    with pytest.raises(LearngeneError, match=r"more than one possible \(blurb, filename\) text column"):
+        find_columns({"image": image, "blurb": None, "filename": "a.png"})
+    with pytest.raises(LearngeneError, match="the dataset is a list"):
+        find_columns([1])
+
+
+def test_pictures_as_bytes_or_in_a_struct_are_image_columns():
+    struct = {"bytes": Value("binary"), "path": Value("string")}
+    for feature in (Value("binary"), Value("large_binary"), struct, Image(decode=False)):
+        assert find_columns(Features({"blob": feature, "text": Value("string")})) == ("blob", "text")
+    features = Features({"blob": Value("binary"), "front": Image(), "text": Value("string")})
+    assert find_columns(features) == ("front", "text")
+    assert find_columns({"blob": b"...", "text": "a"}) == ("blob", "text")
+
+
+def test_the_formats_own_columns_are_no_texts():
+    features = {"__key__": Value("string"), "__url__": Value("string")}
+    assert find_columns(Features(features | {"jpg": Image(), "txt": Value("string")})) == ("jpg", "txt")
+    assert find_columns(Features(features | {"seg.png": Image(), "note": Value("string")})) == ("seg.png", "note")
+
+
+@pytest.mark.parametrize("feature", [{"raw": Value("string")}, List({"raw": Value("string")}), Value("int64")])
+def test_a_column_called_as_captions_are_that_holds_none_makes_no_other_column_the_text(feature):
+    features = Features({"image": Image(), "sentences": feature, "filename": Value("string")})
+    with pytest.raises(LearngeneError, match="no certain text column, since 'sentences' holds none and 'filename'"):
+        find_columns(features)
+    assert find_columns(Features(features | {"caption": Value("string")})) == ("image", "caption")
+
+
+@pytest.mark.parametrize("feature", [Value("null"), List(Value("null"))])
+def test_a_column_that_is_empty_in_all_rows_stays_the_text(feature):
+    features = Features({"image": Image(), "caption": feature, "filename": Value("string")})
+    assert find_columns(features) == ("image", "caption")
+
+
+def test_numbers_are_no_captions():
+    with pytest.raises(LearngeneError, match="has no text column: its columns are 'image', 'caption'"):
+        find_columns(Dataset.from_dict({"image": [b"a"], "caption": [5]}))
 
 
 def test_named_columns_are_taken():
@@ -208,196 +275,17 @@ def test_splitting_by_a_column_that_is_not_there_is_refused():
         hash_split(pico_pairs(2), "key", "caption")
 
 
-# --- images ----------------------------------------------------------------------------------------------------------
+def test_splitting_by_texts_that_are_no_strings_or_ids_without_order_is_refused():
+    with pytest.raises(LearngeneError, match=r"row 0 has the text \['a'\]: splitting takes one string a row"):
+        hash_split(Dataset.from_dict({"id": [1], "captions": [["a"]]}), "id", "captions")
+    with pytest.raises(LearngeneError, match="the ids in 'id' have no order"):
+        hash_split(Dataset.from_dict({"id": [1, None], "title": ["a", "b"]}), "id", "title")
+    with pytest.raises(LearngeneError, match="a stream cannot be split by hash"):
+        hash_split(pico_pairs(2).to_iterable_dataset(), "image", "caption")
 
 
-def test_an_image_opens_from_every_form_it_comes_in(tmp_path):
-    image = pico_image("red", "blue")
-    image.save(tmp_path / "image.png")
-    expected = np.asarray(image)
-    for form in (
-        image,
-        png(),
-        tmp_path / "image.png",
-        str(tmp_path / "image.png"),
-        {"bytes": png(), "path": None},
-        {"bytes": None, "path": str(tmp_path / "image.png")},
-    ):
-        assert np.array_equal(np.asarray(open_image(form)), expected)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
-def test_an_image_of_any_mode_becomes_rgb(mode):
-    assert open_image(pico_image("black", "white").convert(mode)).mode == "RGB"
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kind=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"]), data=st.data())
-def test_damaged_bytes_are_read_or_refused_with_their_row_and_nothing_else(kind, data, processor):
-    stored = bytearray(png(kind=kind))
-    for _ in range(data.draw(st.integers(1, 4))):
-        stored[data.draw(st.integers(0, len(stored) - 1))] = data.draw(st.integers(0, 255))
-    stored = bytes(stored[: data.draw(st.integers(1, len(stored)))])
-    stream = Dataset.from_dict({"image": [stored], "text": ["a"]}).to_iterable_dataset()
-    try:
-        row = next(iter(process_pairs(stream, processor, image_column="image", text_column="text")))
-        assert np.shape(row["pixel_values"]) == (3, IMAGE_SIZE, IMAGE_SIZE)
-    except LearngeneError as error:
-        if "the image of row 0 cannot be read" not in str(error):
-            raise
-
-
-def damaged_gif(*changes):
-    stored = bytearray(png(kind="GIF"))
-    for position, byte in changes:
-        stored[position] = byte
-    return bytes(stored)
-
-
-def test_what_pillow_raises_of_a_damaged_image_is_an_os_error():
-    # The frame's size, two bytes for each side after its separator and its place: no image is 65535 pixels a side.
-    frame = damaged_gif().index(b",", 13) + 5
-    with pytest.raises(OSError, match=r"damaged image: .*exceeds limit"):
-        open_image(damaged_gif(*((frame + offset, 255) for offset in range(4))))
-    with (
-        pytest.raises(OSError, match="damaged image"),
-        patch.object(PILImage.Image, "convert", side_effect=ValueError),
-    ):
-        open_image(png())
-
-
-# --- processing ------------------------------------------------------------------------------------------------------
-
-
-def test_processed_pairs_are_what_the_processor_makes_of_them(processor):
-    pairs = pico_pairs(5, labels=True)
-    done = process_pairs(pairs, processor, keep_columns=("label",))
-    assert done.column_names == ["label", "pixel_values", "input_ids"]
-    expected = processor.image_processor(pairs["image"][:], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(done[:]["pixel_values"], expected)
-    assert done[3]["input_ids"].tolist() == processor.tokenizer(pairs[3]["caption"])["input_ids"]
-    assert done["label"][:].tolist() == pairs["label"][:]
-
-
-def test_a_stream_is_processed_alike(processor):
-    pairs = pico_pairs(5)
-    done = list(process_pairs(pairs.to_iterable_dataset(), processor))
-    expected = process_pairs(pairs, processor)
-    assert len(done) == 5
-    for row, other in zip(done, expected, strict=True):
-        torch.testing.assert_close(torch.as_tensor(np.array(row["pixel_values"])), other["pixel_values"])
-        assert list(row["input_ids"]) == other["input_ids"].tolist()
-
-
-def test_images_alone_are_processed_alike(processor):
-    pairs = pico_pairs(5, labels=True)
-    done = process_images(pairs, processor.image_processor, keep_columns=("label",))
-    expected = process_pairs(pairs, processor)
-    assert done.column_names == ["label", "pixel_values"]
-    assert torch.equal(done[:]["pixel_values"], expected[:]["pixel_values"])
-
-
-def test_long_texts_are_cut_at_the_end_token(processor):
-    rows = Dataset.from_dict(
-        {"image": [png()] * 2, "text": ["a " * 50, "red"]},
-        features=Features({"image": Image(), "text": Value("string")}),
-    )
-    by_limit, by_wish = process_pairs(rows, processor), process_pairs(rows, processor, max_length=6)
-    end = processor.tokenizer.eos_token_id
-    assert [len(by_limit[0]["input_ids"]), len(by_wish[0]["input_ids"])] == [16, 6]
-    assert by_limit[0]["input_ids"][-1] == by_wish[0]["input_ids"][-1] == end
-    assert torch.equal(by_limit[1]["input_ids"], by_wish[1]["input_ids"])
-
-
-def test_the_first_of_several_captions_counts_and_none_is_an_empty_text(processor):
-    features = Features({"image": Image(), "captions": List(Value("string"))})
-    rows = Dataset.from_dict({"image": [png()] * 3, "captions": [["red", "blue"], [], None]}, features=features)
-    done = process_pairs(rows, processor)
-    expected = processor.tokenizer(["red", "", ""])["input_ids"]
-    assert [ids.tolist() for ids in done["input_ids"]] == expected
-
-
-def test_one_unreadable_image_is_raised_with_its_row(processor):
-    for rows in (pairs_with_bad_images(), pairs_with_bad_images().to_iterable_dataset()):
-        with pytest.raises(LearngeneError, match="the image of row 2 cannot be read .*on_bad_image=.skip"):
-            list(process_pairs(rows, processor))
-
-
-def test_unreadable_images_are_skipped_with_a_count(processor, caplog):
-    logger = "mmlg_hf.data"
-    with caplog.at_level("WARNING", logger=logger):
-        caplog_handler_on(logger, caplog)
-        done = process_pairs(pairs_with_bad_images(), processor, on_bad_image="skip")
-    assert "skipped 2 of 8 rows: their images cannot be read" in caplog.text
-    kept = [f"a photo of row {row}" for row in range(8) if row not in (2, 5)]
-    assert [ids.tolist() for ids in done["input_ids"]] == processor.tokenizer(kept)["input_ids"]
-
-
-def test_a_stream_drops_unreadable_images_as_they_come(processor):
-    stream = pairs_with_bad_images().to_iterable_dataset()
-    assert len(list(process_pairs(stream, processor, on_bad_image="skip"))) == 6
-
-
-def test_a_batch_of_unreadable_images_alone_is_dropped(processor):
-    rows = pairs_with_bad_images(bad=range(64), n=66)
-    assert len(process_pairs(rows, processor, on_bad_image="skip")) == 2
-    assert len(list(process_pairs(rows.to_iterable_dataset(), processor, on_bad_image="skip"))) == 2
-
-
-def test_no_readable_image_at_all_is_refused(processor):
-    with pytest.raises(LearngeneError, match="none of the 4 images can be read"):
-        process_pairs(pairs_with_bad_images(range(4), 4), processor, on_bad_image="skip")
-
-
-def test_an_image_that_is_not_there_is_unreadable_too(processor):
-    features = Features({"image": Image(), "text": Value("string")})
-    rows = Dataset.from_dict({"image": [png(), None], "text": ["a", "b"]}, features=features)
-    assert len(process_pairs(rows, processor, on_bad_image="skip")) == 1
-    with pytest.raises(LearngeneError, match="the image of row 1 cannot be read"):
-        process_pairs(rows, processor)
-
-
-def test_an_unknown_way_with_bad_images_is_refused(processor):
-    with pytest.raises(LearngeneError, match="on_bad_image is 'ignore': it takes .raise. or .skip."):
-        process_pairs(pico_pairs(2), processor, on_bad_image="ignore")
-
-
-def test_data_on_disk_is_processed_once_for_the_same_processor(tmp_path, processor):
-    pico_pairs(4).save_to_disk(tmp_path)
-    calls = []
-
-    def counting(size):
-        image_processor = pico_processor(size).image_processor
-        call = type(image_processor).__call__
-        counted = type("Counted", (type(image_processor),), {})(**image_processor.to_dict())
-        counted.__class__.__call__ = lambda self, images, **kwargs: (
-            calls.append(len(images)) or call(self, images, **kwargs)
-        )
-        return SimpleNamespace(image_processor=counted, tokenizer=processor.tokenizer)
-
-    first = process_pairs(load_image_text(tmp_path), counting(16))
-    assert calls == [1, 4]  # the blank image that tells the shape, and the rows
-    again = process_pairs(load_image_text(tmp_path), counting(16))
-    assert calls == [1, 4, 1]
-    assert torch.equal(first[:]["pixel_values"], again[:]["pixel_values"])
-    other = process_pairs(load_image_text(tmp_path), counting(8))
-    assert calls == [1, 4, 1, 1, 4]
-    assert other[0]["pixel_values"].shape == (3, 8, 8)
-
-
-def test_a_processors_key_stays_when_it_is_used_and_changes_with_its_settings():
-    processor = pico_processor()
-    key = processor_key(processor)
-    processor(text=["a red square"], images=[pico_image("red", "blue")], padding=True, truncation=True)
-    assert processor_key(processor) == key == processor_key(pico_processor())
-    assert processor_key(pico_processor(8)) != key
-    assert processor_key(processor.image_processor) != key
-    processor.tokenizer.add_tokens(["turquoise"])
-    assert processor_key(processor) != key
-
-
-def caplog_handler_on(logger, caplog):
-    """transformers' loggers do not propagate to the root logger, where caplog listens."""
-    import logging
-
-    logging.getLogger(logger).addHandler(caplog.handler)
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_formatted_rows_are_split_alike(kind):
+    rows = Dataset.from_dict({"id": list(range(20)), "title": [str(key % 7) for key in range(20)]})
+    plain, formatted = hash_split(rows, "id", "title"), hash_split(rows.with_format(kind), "id", "title")
+    assert all(list(plain[name]["id"]) == [int(key) for key in formatted[name]["id"]] for name in plain)

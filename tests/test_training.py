@@ -1,6 +1,5 @@
 """ImageTextCollator, and ContrastiveTrainer on one process, beside the stock Trainer."""
 
-import io
 import math
 from types import SimpleNamespace
 
@@ -8,7 +7,7 @@ import peft
 import pytest
 import torch
 from datasets import Dataset
-from pico import MAX_LENGTH, pico_clip, pico_image, pico_pairs, pico_processor
+from pico import MAX_LENGTH, pico_clip, pico_pairs, pico_processor
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -21,7 +20,6 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from mmlg_hf.data import process_pairs
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.evaluation import compute_retrieval
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
@@ -68,93 +66,6 @@ def largest_change(model, other):
         name: (tensor - expected).abs().max().item()
         for (name, tensor), expected in zip(model.state_dict().items(), other.state_dict().values(), strict=True)
     }
-
-
-# ------------------------------------------------------------------------------------------------ collator
-
-
-def test_collator_gives_what_the_processor_gives_and_asks_for_the_loss(processor):
-    rows = list(pico_pairs(5))
-    batch = ImageTextCollator(processor)(rows)
-    expected = processor(
-        images=[row["image"] for row in rows], text=[row["caption"] for row in rows], padding=True, return_tensors="pt"
-    )
-    assert batch.pop("return_loss") is True
-    assert set(batch) == set(expected)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(batch[name], tensor)
-
-
-def test_collator_takes_processed_rows_and_pads_their_texts(processor):
-    pairs = pico_pairs(5)
-    raw = ImageTextCollator(processor)(list(pairs))
-    processed = ImageTextCollator(processor)(list(process_pairs(pairs, processor)))
-    assert set(raw) == set(processed)
-    for name in ("pixel_values", "input_ids", "attention_mask"):
-        torch.testing.assert_close(raw[name], processed[name])
-
-
-def test_collator_takes_image_bytes_and_named_columns(processor):
-    buffer = io.BytesIO()
-    pico_image("red", "blue").save(buffer, "PNG")
-    row = {"front": buffer.getvalue(), "alt": "a red square", "other": "nonsense"}
-    batch = ImageTextCollator(processor, image_column="front", text_column="alt")([row])
-    expected = ImageTextCollator(processor)([{"image": pico_image("red", "blue"), "caption": "a red square"}])
-    torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"])
-    assert batch["input_ids"].tolist() == expected["input_ids"].tolist()
-
-
-def test_collator_cuts_at_max_length_and_pads_to_a_multiple(processor):
-    row = {"image": pico_image("red", "blue"), "caption": "a red square on blue " * 9}
-    short = {"image": pico_image("red", "blue"), "caption": "a red square"}
-    assert ImageTextCollator(processor)([short])["input_ids"].shape == (1, 5)
-    assert ImageTextCollator(processor)([row])["input_ids"].shape == (1, MAX_LENGTH)
-    assert ImageTextCollator(processor, max_length=5)([row])["input_ids"].shape == (1, 5)
-    assert ImageTextCollator(processor, max_length=12, pad_to_multiple_of=4)([short])["input_ids"].shape == (1, 8)
-
-
-def test_collator_draws_one_of_several_captions_by_the_torch_seed(processor):
-    captions = ["a red square", "a square on blue", "photo"]
-    rows = [{"image": pico_image("red", "blue"), "captions": captions}] * 40
-    collator = ImageTextCollator(processor)
-
-    def draw(seed):
-        torch.manual_seed(seed)
-        return processor.tokenizer.batch_decode(collator(rows)["input_ids"], skip_special_tokens=True)
-
-    assert set(draw(0)) == set(captions)
-    assert draw(0) == draw(0)
-    assert draw(0) != draw(1)
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"image": b"no image", "caption": "a"}, "the image of row 1 of the batch cannot be read"),
-        ({"image": None, "caption": "a"}, "the image of row 1 of the batch cannot be read"),
-        ({"image": pico_image("red", "blue"), "caption": None}, "row 1 of the batch has the text None"),
-        ({"image": pico_image("red", "blue"), "caption": []}, r"row 1 of the batch has the text \[\]"),
-    ],
-)
-def test_collator_names_the_row_that_it_cannot_use(processor, row, message):
-    good = {"image": pico_image("red", "blue"), "caption": "a red square"}
-    with pytest.raises(LearngeneError, match=message):
-        ImageTextCollator(processor)([good, row])
-
-
-def test_collator_refuses_what_it_cannot_work_with(processor):
-    with pytest.raises(LearngeneError, match="has no image_processor"):
-        ImageTextCollator(processor.tokenizer)
-    with pytest.raises(LearngeneError, match="max_length is 0"):
-        ImageTextCollator(processor, max_length=0)
-    with pytest.raises(LearngeneError, match="pad_to_multiple_of is 0"):
-        ImageTextCollator(processor, pad_to_multiple_of=0)
-    with pytest.raises(LearngeneError, match=r"up to 16 tokens, no multiple of pad_to_multiple_of=6: .* such as 12"):
-        ImageTextCollator(processor, pad_to_multiple_of=6)
-    with pytest.raises(LearngeneError, match="at least one row"):
-        ImageTextCollator(processor)([])
-    with pytest.raises(LearngeneError, match="no text column"):
-        ImageTextCollator(processor)([{"image": pico_image("red", "blue"), "n": 1}])
 
 
 # ------------------------------------------------------------------------------------------------- trainer
