@@ -314,7 +314,7 @@ def test_class_embeddings_are_the_renormalised_mean_over_templates(processor):
         ({"class_names": ["red"] * 8}, "two or more distinct class names"),
         ({"class_names": ["red", "blue"]}, "row 2 has the label 2, but there are 2 classes, from 0"),
         ({"label_column": "colour"}, "no label column 'colour': its columns are 'image', 'caption', 'label'"),
-        ({"label_column": "caption", "class_names": ["red", "blue"]}, "which is no class: "),
+        ({"label_column": "caption", "class_names": ["red", "blue"]}, "row 0 has the label 'a red square on green', but there are 2"),
         ({"image_column": "photo"}, "no image column 'photo'"),
     ],
 )
@@ -338,7 +338,7 @@ def test_datasets_that_cannot_be_measured_are_refused(processor):
     unlabelled = unlabelled.map(lambda row: {"label": -1})
     with pytest.raises(LearngeneError, match="row 0 has the label -1"):
         evaluate_zero_shot(model, unlabelled, processor)
-    with pytest.raises(LearngeneError, match=r"holds .*float.*: labels are integers or strings"):
+    with pytest.raises(LearngeneError, match="row 0 has the label 0.5, but there are 2 classes"):
         evaluate_zero_shot(model, pairs.add_column("label", [0.5] * 4), processor, class_names=["a", "b"])
     for evaluate_it in (evaluate_zero_shot, evaluate_retrieval):
         with pytest.raises(LearngeneError, match="the dataset is empty"):
@@ -357,7 +357,7 @@ def test_retrieval_of_a_dataset_with_several_captions_per_image(processor):
     results = evaluate_retrieval(ColorClip(processor), pairs, processor, batch_size=3)
     assert results["text_to_image_R@1"] == results["image_to_text_R@1"] == 1
     blank = pairs.select([0]).map(lambda row: {"captions": []})
-    with pytest.raises(LearngeneError, match="row 0 has no text in 'captions'"):
+    with pytest.raises(LearngeneError, match=r"row 0 has the text \[\]: give a string, or a list"):
         evaluate_retrieval(ColorClip(processor), blank, processor)
 
 
