@@ -91,19 +91,21 @@ def evaluate_classification(
     labels = _labels(dataset, label_column, model.config)
     of_images = model.main_input_name == "pixel_values"
     column = _find_input_column(dataset, label_column, image_column if of_images else text_column, of_images)
-    values = image_values(dataset, column) if of_images else dataset[column]
-    part = part_of(processor, "image_processor") if of_images else tokenizer_for(model, processor)
+    if of_images:
+        part, read, values = part_of(processor, "image_processor"), read_image, image_values(dataset, column)
+    else:
+        part, read, values = tokenizer_for(model, processor), read_text, dataset[column]
+
+    def forward(batch: list[Any], first: int) -> Tensor:
+        inputs = image_inputs(part, batch, first) if of_images else encode_texts(part, batch, text_config_of(model))
+        return model(**to_model(inputs, model)).logits.float().cpu()  # [b, C]
+
     logits = []
     with measuring(model, device):
         for start in tqdm(range(0, len(values), batch_size), desc="classifying", disable=not progress):
-            stop = min(start + batch_size, len(values))
-            batch = [(read_image if of_images else read_text)(values, row) for row in range(start, stop)]
-            with explained(f"rows {start} to {stop - 1} cannot be classified by this model and processor"):
-                if of_images:
-                    inputs = image_inputs(part, batch, start)
-                else:
-                    inputs = encode_texts(part, batch, text_config_of(model))
-                logits.append(model(**to_model(inputs, model)).logits.float().cpu())  # [b, C]
+            batch: list[Any] = [read(values, row) for row in range(start, min(start + batch_size, len(values)))]
+            with explained(f"rows {start} to {start + len(batch) - 1} cannot be classified by this model"):
+                logits.append(forward(batch, start))
     return accuracies(torch.cat(logits), labels)
 
 

@@ -6,6 +6,13 @@ class LearngeneError(ValueError):
 
 
 def first_line(error: BaseException | str) -> str:
-    """Return the first line that says anything of an error's message; the name of its class where it has none."""
+    """Return the first line that says anything of an error's message; the name of its class where it has none.
+
+    A line that ends with a colon only announces the next, which is added.
+    """
+    if isinstance(error, KeyError):
+        return f"there is no {error}"  # its message is the key alone
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

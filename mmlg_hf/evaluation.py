@@ -136,9 +136,8 @@ def _embed(
     embeds = []
     with measuring(model, device):
         for start in tqdm(range(0, len(items), batch_size), desc=f"embedding {kind}", disable=not progress):
-            stop = min(start + batch_size, len(items))
-            batch = [read(items, index) for index in range(start, stop)]
-            with explained(f"{kind} {start} to {stop - 1} cannot be embedded by this model and processor"):
+            batch = [read(items, index) for index in range(start, min(start + batch_size, len(items)))]
+            with explained(f"{kind} {start} to {start + len(batch) - 1} cannot be embedded by this model"):
                 rows = _features(forward(batch, start))  # [b, D]
             embeds.append(F.normalize(rows.float(), dim=-1).cpu())
     return as_matrix(torch.cat(embeds), f"embeddings of {kind}")

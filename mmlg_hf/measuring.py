@@ -1,4 +1,4 @@
-"""What all measuring of models needs: rows that can be read, a model in evaluation mode, inputs where it takes them."""
+"""What all measuring needs: rows that can be read, a model in evaluation mode, inputs where and as it takes them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -314,7 +314,10 @@ def test_class_embeddings_are_the_renormalised_mean_over_templates(processor):
         ({"class_names": ["red"] * 8}, "two or more distinct class names"),
         ({"class_names": ["red", "blue"]}, "row 2 has the label 2, but there are 2 classes, from 0"),
         ({"label_column": "colour"}, "no label column 'colour': its columns are 'image', 'caption', 'label'"),
-        ({"label_column": "caption", "class_names": ["red", "blue"]}, "row 0 has the label 'a red square on green', but there are 2"),
+        (
+            {"label_column": "caption", "class_names": ["red", "blue"]},
+            "row 0 has the label 'a red square on green', but there are 2",
+        ),
         ({"image_column": "photo"}, "no image column 'photo'"),
     ],
 )
