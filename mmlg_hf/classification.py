@@ -91,6 +91,9 @@ def evaluate_classification(
     labels = _labels(dataset, label_column, model.config)
     of_images = model.main_input_name == "pixel_values"
     column = _find_input_column(dataset, label_column, image_column if of_images else text_column, of_images)
+    part: Any
+    read: Any
+    values: Any
     if of_images:
         part, read, values = part_of(processor, "image_processor"), read_image, image_values(dataset, column)
     else:

@@ -19,7 +19,7 @@ from .checkpoints import load_config, load_model
 from .clip_moe import modeling_clip_moe as _mixtures  # noqa: F401  likewise
 from .descendants import locate_learngene
 from .errors import LearngeneError, first_line
-from .measuring import part_of
+from .measuring import part_of, tokenizer_for
 from .silence import quiet
 
 __all__ = ["load_classifier", "load_dual_encoder", "quiet"]
@@ -41,14 +41,15 @@ def load_dual_encoder(model: str | os.PathLike, **hub_kwargs: Any) -> tuple[Any,
     name = locate_learngene(model)
     loaded = _load_model(AutoModel, name, hub_kwargs)
     if not (hasattr(loaded, "get_image_features") and hasattr(loaded, "get_text_features")):
-        kind = (loaded.config.architectures or [type(loaded).__name__])[0]
+        saved_as = loaded.config.architectures
+        kind = saved_as[0] if isinstance(saved_as, list) and saved_as else type(loaded).__name__
         raise LearngeneError(
             f"{name!r} holds a {kind}: retrieval and zero-shot classification need a model that embeds images and "
             "texts, such as a CLIPModel"
         )
     processor = _load_part(AutoProcessor, name, hub_kwargs)
-    for part in ("image_processor", "tokenizer"):
-        part_of(processor, part)
+    part_of(processor, "image_processor")
+    tokenizer_for(loaded, processor)  # of missing files transformers makes a tokenizer without words
     return loaded, processor
 
 
@@ -59,7 +60,8 @@ def load_classifier(model: str | os.PathLike, **hub_kwargs: Any) -> tuple[Any, A
     """
     name = locate_learngene(model)
     config = load_config(AutoConfig, name, "the model", **hub_kwargs)
-    kind = (getattr(config, "architectures", None) or ["model of unknown class"])[0]
+    saved_as = getattr(config, "architectures", None)
+    kind = str(saved_as[0]) if isinstance(saved_as, list) and saved_as else "model of unknown class"
     if kind.endswith("ForImageClassification"):
         auto, part = AutoModelForImageClassification, AutoImageProcessor
     elif kind.endswith("ForSequenceClassification"):
@@ -69,7 +71,10 @@ def load_classifier(model: str | os.PathLike, **hub_kwargs: Any) -> tuple[Any, A
             f"{name!r} holds a {kind}, which has no trained classifier: grow one with `mmlg descend --num-labels` and "
             "fine-tune it, or take the task zero-shot"
         )
-    return _load_model(auto, name, hub_kwargs), _load_part(part, name, hub_kwargs)
+    loaded, processor = _load_model(auto, name, hub_kwargs), _load_part(part, name, hub_kwargs)
+    if part is AutoTokenizer:
+        tokenizer_for(loaded, processor)
+    return loaded, processor
 
 
 def _load_model(auto: Any, name: str, hub_kwargs: dict[str, Any]) -> Any:
