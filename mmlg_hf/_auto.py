@@ -23,6 +23,7 @@ def _register_models(auto: Any) -> None:
     from .modeling_text_classification import CLIPTextForSequenceClassification
 
     auto.AutoModel.register(LearngeneConfig, LearngeneModel, exist_ok=True)
+    auto.AutoModelForZeroShotImageClassification.register(LearngeneConfig, LearngeneModel, exist_ok=True)
     auto.AutoModelForImageClassification.register(LearngeneConfig, LearngeneForImageClassification, exist_ok=True)
     auto.AutoModelForSequenceClassification.register(CLIPTextConfig, CLIPTextForSequenceClassification, exist_ok=True)
 

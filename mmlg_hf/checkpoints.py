@@ -1,5 +1,6 @@
 """Loading stock transformers models: nothing is filled up at random, and every fault is one sentence."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +9,20 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 
 from .errors import LearngeneError, first_line
 from .hub import PICKLED_WEIGHTS
+from .parts import WEIGHTS, WEIGHTS_INDEX
 from .silence import quiet
 
 # What a damaged config or a config of another model makes transformers raise.
-_CONFIG_FAULTS = (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
+_CONFIG_FAULTS = (
+    *(OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError),
+    StrictDataclassError,
+)
 _SHOWN = 3
+_LONGEST_NAME = 120
 
 
 def load_config(auto: Any, name: str | os.PathLike, what: str, **kwargs: Any) -> Any:
@@ -28,12 +35,14 @@ def load_config(auto: Any, name: str | os.PathLike, what: str, **kwargs: Any) ->
     Raises:
         LearngeneError: if there is none, or it is damaged.
     """
+    name = os.fspath(name)
+    _check_folder(name, what, kwargs.get("subfolder"), auto)
     try:
         return auto.from_pretrained(name, **kwargs)
     except LearngeneError:
         raise
     except _CONFIG_FAULTS as error:
-        raise LearngeneError(f"cannot read the config of {what} {os.fspath(name)!r}: {first_line(error)}") from error
+        raise LearngeneError(f"cannot read the config of {what} {_short(name)}: {first_line(error)}") from error
 
 
 def load_model(
@@ -63,7 +72,10 @@ def load_model(
             shape or not finite (or, as asked, unexpected), naming the first.
     """
     name = os.fspath(name)
-    _refuse_pickled(name, what)
+    if kwargs.get("config") is None:
+        _check_folder(name, what, kwargs.get("subfolder"), getattr(cls, "config_class", None))
+    _check_weight_files(name, what, kwargs.get("subfolder"))
+    described = f"{what} {_short(name)}"
     try:
         with quiet():
             model, info = cls.from_pretrained(
@@ -73,11 +85,11 @@ def load_model(
         raise
     except SafetensorError as error:
         raise LearngeneError(
-            f"the weights of {what} {name!r} are damaged ({_damage(name) or first_line(error)}): fetch them again"
+            f"the weights of {described} are damaged ({_damage(name) or first_line(error)}): fetch them again"
         ) from error
-    except (*_CONFIG_FAULTS, RuntimeError) as error:
-        raise LearngeneError(f"cannot load {what} {name!r}: {first_line(error)}") from error
-    check_tensors(model, info, f"{what} {name!r}", may_lack=may_lack, may_hold_more=may_hold_more)
+    except _CONFIG_FAULTS as error:
+        raise LearngeneError(f"cannot load {described}: {first_line(error)}") from error
+    check_tensors(model, info, described, may_lack=may_lack, may_hold_more=may_hold_more)
     return model.eval()
 
 
@@ -93,7 +105,8 @@ def check_tensors(
     kind = type(model).__name__
     missing = sorted(key for key in info["missing_keys"] if not may_lack(key))
     if missing:
-        saved_as = (getattr(model.config, "architectures", None) or [kind])[0]
+        saved_as = getattr(model.config, "architectures", None)
+        saved_as = saved_as[0] if isinstance(saved_as, list) and saved_as else kind
         raise LearngeneError(
             f"{described} was saved as {saved_as} and lacks {_counted(missing)} of a {kind}, such as "
             f"{', '.join(missing[:_SHOWN])}: it is damaged, or another model"
@@ -105,8 +118,14 @@ def check_tensors(
             f"{described} has {_counted(odd)} of another shape than its config says, such as {key}: {found} in place "
             f"of {wanted}"
         )
-    unexpected = [] if may_hold_more else sorted(info["unexpected_keys"])
-    if unexpected:
+    unexpected = sorted(info["unexpected_keys"])
+    beyond = [key for key in unexpected if _is_of_a_layer_beyond(model, key)]
+    if beyond:
+        raise LearngeneError(
+            f"{described} holds {_counted(beyond)} of more layers than its config says, such as "
+            f"{', '.join(beyond[:_SHOWN])}: one of the two is another model's"
+        )
+    if unexpected and not may_hold_more:
         raise LearngeneError(
             f"{described} holds {_counted(unexpected)} that a {kind} has not, such as "
             f"{', '.join(unexpected[:_SHOWN])}: it is another model"
@@ -125,15 +144,74 @@ def _counted(names: list) -> str:
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
 
 
-def _refuse_pickled(name: str, what: str) -> None:
-    if not os.path.isdir(name) or any(Path(name).glob("*.safetensors*")):
+def _short(name: str) -> str:
+    return repr(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...")
+
+
+def _is_of_a_layer_beyond(model: nn.Module, key: str) -> bool:
+    """Whether a tensor belongs to a layer that a list of the model's layers is too short for."""
+    steps = key.removeprefix(f"{getattr(model, 'base_model_prefix', '')}.").split(".")
+    for position, step in enumerate(steps):
+        try:
+            layers = model.get_submodule(".".join(steps[:position]))
+        except AttributeError:
+            return False
+        if isinstance(layers, nn.ModuleList) and step.isdigit() and int(step) >= len(layers):
+            return True
+    return False
+
+
+def _check_folder(name: str, what: str, subfolder: str | None, config_class: Any) -> None:
+    """Refuse a path where no folder is, and a folder without the config of such a model; Hub ids pass."""
+    if os.path.isfile(name):
+        raise LearngeneError(f"{what} {_short(name)} is a file: give the folder that the model was saved to")
+    if not os.path.isdir(name):
+        if os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1:
+            raise LearngeneError(f"there is no folder {_short(name)} to load {what} from")
         return
-    pickled = [file for file in PICKLED_WEIGHTS if Path(name, file).is_file()]
-    if pickled:
-        raise LearngeneError(
-            f"{what} {name!r} has pickled weights only ({pickled[0]}), which can run code when they are opened: save "
-            "it as safetensors"
-        )
+    folder, described = Path(name, subfolder or ""), f"{what} {_short(name)}"
+    if (folder / "adapter_config.json").is_file():  # peft's: it names the model that the adapter belongs to
+        return
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError:
+        raise LearngeneError(f"{described} has no config.json: it is no model's folder") from None
+    except ValueError:
+        raise LearngeneError(f"the config.json of {described} is no JSON: it is damaged") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+        raise LearngeneError(f"the config.json of {described} has no model_type: it is no model's config")
+    wanted, kind = getattr(config_class, "model_type", ""), content["model_type"]
+    part = getattr(config_class, "base_config_key", "")  # an encoder's config stands inside that of the whole
+    if wanted and kind != wanted and not (part and part in content):
+        raise LearngeneError(f"{described} is a {kind!r} model, and a {wanted!r} model is needed")
+
+
+def _check_weight_files(name: str, what: str, subfolder: str | None) -> None:
+    """Refuse a folder of pickled weights, or with an index that names files which are not in it; Hub ids pass."""
+    folder, described = Path(name, subfolder or ""), f"{what} {_short(name)}"
+    if not os.path.isdir(name) or (folder / WEIGHTS).is_file():
+        return
+    if not (folder / WEIGHTS_INDEX).is_file():
+        pickled = [file for file in PICKLED_WEIGHTS if (folder / file).is_file()]
+        if pickled:
+            raise LearngeneError(
+                f"{described} has pickled weights only ({pickled[0]}), which can run code when they are opened: save "
+                "it as safetensors"
+            )
+        if any(folder.glob("*.safetensors")):
+            return  # a variant, such as model.fp16.safetensors
+        raise LearngeneError(f"{described} has no weights: it needs {WEIGHTS} or {WEIGHTS_INDEX}")
+    try:
+        content = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+        files = list(content["weight_map"].values())
+        if not files or "metadata" not in content:
+            raise ValueError
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise LearngeneError(f"the {WEIGHTS_INDEX} of {described} is no index of weights") from None
+    there = set(os.listdir(folder))  # names are compared, so that none leads out of the folder
+    for file in files:
+        if not isinstance(file, str) or file not in there:
+            raise LearngeneError(f"{described} lacks {_short(str(file))}, which its {WEIGHTS_INDEX} names")
 
 
 def _damage(name: str) -> str | None:

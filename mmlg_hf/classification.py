@@ -7,28 +7,47 @@ from datasets import ClassLabel, Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data import find_columns, open_image
+from .data import find_columns
 from .errors import LearngeneError
-from .metrics import ZeroShotClassification
-
-LABEL_COLUMN_NAMES = ("label", "labels", "class", "category")
+from .labels import class_list, class_numbers, find_label_column
+from .measuring import (
+    check_batch_size,
+    explained,
+    image_inputs,
+    image_values,
+    measured_rows,
+    measuring,
+    part_of,
+    read_image,
+    read_text,
+    to_model,
+    tokenizer_for,
+)
+from .metrics import joined_batches, score_results
+from .texts import encode_texts, text_config_of
 
 
 def classification_metrics(prediction: Any) -> dict[str, float]:
     """Give the stock `Trainer(compute_metrics=...)` the accuracies of a classifier's logits, with no network.
 
+    It needs all rows at once: leave `batch_eval_metrics` off.
+
     Args:
-        prediction: `transformers.EvalPrediction` with logits [N, C] and labels [N].
+        prediction: `transformers.EvalPrediction` with logits [N, C] and labels [N], or lists of batches of them, as
+            the Trainer has them with `eval_do_concat_batches=False`. Of several outputs the first is the logits.
 
     Returns:
         "accuracy", "mean_per_class" and, with more than five classes, "top5", as shares of 1.
+
+    Raises:
+        LearngeneError: on shapes that do not fit, logits that are not finite, or a row that is not labelled.
     """
-    return accuracies(torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids))
+    return accuracies(joined_batches(prediction.predictions, 2), joined_batches(prediction.label_ids, 1))
 
 
-def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
+def accuracies(logits: Any, labels: Any) -> dict[str, float]:
     """Return "accuracy", "mean_per_class" and, with more than five classes, "top5" of logits [N, C] and labels [N]."""
-    figures = ZeroShotClassification(keep_in_memory=True).compute(predictions=logits.numpy(), references=labels)
+    figures = score_results(logits, labels)
     return {"accuracy": figures.pop("top1"), **figures}
 
 
@@ -41,6 +60,7 @@ def evaluate_classification(
     image_column: str | None = None,
     text_column: str | None = None,
     batch_size: int = 64,
+    device: str | torch.device | None = None,
     progress: bool = False,
 ) -> dict[str, float]:
     """Measure a trained image or text classifier on labelled rows.
@@ -55,50 +75,41 @@ def evaluate_classification(
         image_column: None finds it.
         text_column: None finds it.
         batch_size: rows in one forward pass.
+        device: where to move the model first; None leaves it where it is.
         progress: show a progress bar.
 
     Returns:
         What `accuracies` does.
 
     Raises:
-        LearngeneError: on missing columns, labels that are no class of the model, no rows, or an unreadable image.
+        LearngeneError: on missing columns, a row that is not labelled or whose label is no class of the model, no
+            rows, an unreadable image, or another model's tokenizer.
     """
-    if len(dataset) == 0:
-        raise LearngeneError("the dataset is empty (0 rows): there is nothing to measure")
-    label_column = _find_label_column(dataset, label_column)
+    check_batch_size(batch_size)
+    dataset = measured_rows(dataset)
+    label_column = find_label_column(dataset, label_column)
     labels = _labels(dataset, label_column, model.config)
     of_images = model.main_input_name == "pixel_values"
     column = _find_input_column(dataset, label_column, image_column if of_images else text_column, of_images)
-    part = getattr(processor, "image_processor" if of_images else "tokenizer", processor)
-    was_training = model.training
-    model.eval()
+    part: Any
+    read: Any
+    values: Any
+    if of_images:
+        part, read, values = part_of(processor, "image_processor"), read_image, image_values(dataset, column)
+    else:
+        part, read, values = tokenizer_for(model, processor), read_text, dataset[column]
+
+    def forward(batch: list[Any], first: int) -> Tensor:
+        inputs = image_inputs(part, batch, first) if of_images else encode_texts(part, batch, text_config_of(model))
+        return model(**to_model(inputs, model)).logits.float().cpu()  # [b, C]
+
     logits = []
-    try:
-        for start in tqdm(range(0, len(dataset), batch_size), desc="classifying", disable=not progress):
-            values = dataset[start : start + batch_size][column]
-            if of_images:
-                inputs = part(images=_open_images(values, start), return_tensors="pt")
-            else:
-                inputs = part(values, padding=True, truncation=True, return_tensors="pt")
-            with torch.no_grad():
-                logits.append(model(**inputs.to(model.device)).logits.float().cpu())  # [b, C]
-    finally:
-        model.train(was_training)
+    with measuring(model, device):
+        for start in tqdm(range(0, len(values), batch_size), desc="classifying", disable=not progress):
+            batch: list[Any] = [read(values, row) for row in range(start, min(start + batch_size, len(values)))]
+            with explained(f"rows {start} to {start + len(batch) - 1} cannot be classified by this model"):
+                logits.append(forward(batch, start))
     return accuracies(torch.cat(logits), labels)
-
-
-def _find_label_column(dataset: Dataset, label_column: str | None) -> str:
-    have = ", ".join(map(repr, dataset.column_names))
-    if label_column is not None:
-        if label_column not in dataset.column_names:
-            raise LearngeneError(f"the dataset has no label column {label_column!r}: its columns are {have}")
-        return label_column
-    found = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    if len(found) != 1:
-        found = [name for name in LABEL_COLUMN_NAMES if name in dataset.column_names]
-    if not found:
-        raise LearngeneError(f"the dataset has no label column that stands out: name one of {have} with label_column")
-    return found[0]
 
 
 def _find_input_column(dataset: Dataset, label_column: str, wanted: str | None, of_images: bool) -> str:
@@ -111,26 +122,19 @@ def _find_input_column(dataset: Dataset, label_column: str, wanted: str | None, 
 def _labels(dataset: Dataset, label_column: str, config: Any) -> Tensor:
     """Return the rows' labels as the model counts them, [N]."""
     values, feature = list(dataset[label_column]), dataset.features[label_column]
-    names = config.id2label
-    unnamed = all(name == f"LABEL_{index}" for index, name in names.items())
+    names = class_list(config.id2label, "the model's id2label")
+    unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(names))
     if isinstance(feature, ClassLabel) and not unnamed:
-        values = [feature.names[value] for value in values]
-    known = {name: index for index, name in names.items()} | {index: index for index in names}
-    for row, value in enumerate(values):
-        if value not in known:
+        values = [feature.names[number] for number in class_numbers(values, feature.names).tolist()]
+    if any(isinstance(value, str) for value in values):
+        _check_agreement(names, config.label2id or {})
+    return class_numbers(values, names)
+
+
+def _check_agreement(names: list[str], label2id: dict[str, int]) -> None:
+    for name, label in label2id.items():
+        if names.count(name) == 1 and names[label] != name:
             raise LearngeneError(
-                f"row {row} has the label {value!r}, but the model's classes are {list(names.values())}"
+                f"the model's label2id counts {name!r} as class {label}, its id2label as {names.index(name)}: make "
+                "them agree, or give labels as numbers"
             )
-    return torch.tensor([known[value] for value in values])
-
-
-def _open_images(values: list[Any], start: int) -> list[Any]:
-    images = []
-    for row, value in enumerate(values, start):
-        try:
-            images.append(open_image(value))
-        except (OSError, TypeError, KeyError, AttributeError) as error:
-            raise LearngeneError(
-                f"image {row} cannot be read ({error or type(error).__name__}): mend it or drop that row"
-            ) from error
-    return images

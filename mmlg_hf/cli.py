@@ -4,10 +4,6 @@ torch and transformers are imported when a command runs, so that `--help` answer
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +19,7 @@ from .alignment.cli import EPILOG as ALIGN_EPILOG
 from .alignment.cli import align
 from .clip_moe.cli import app as clip_moe_app
 from .errors import LearngeneError
+from .writing import whole_folder, write_json
 
 console = Console()
 
@@ -269,7 +266,7 @@ def descend(
     from .descendants import from_learngene
 
     model = from_learngene(gene, depth, width, modality.value, num_labels=num_labels, revision=revision)
-    with _whole_folder(output) as folder:
+    with whole_folder(output) as folder:
         model.save_pretrained(folder)
     _say(
         f"{type(model).__name__} with {model.num_parameters():,} parameters in {output}. "
@@ -331,7 +328,7 @@ def evaluate(
     console.print(table)
     if output is not None:
         record = {"model": model, "data": data, "split": split, "rows": len(rows), "task": task.value}
-        _write_text(output, json.dumps(record | {"figures": figures}, indent=2) + "\n")
+        write_json(output, record | {"figures": figures})
 
 
 @app.command(epilog="Example: mmlg demo --output-dir out")
@@ -361,26 +358,6 @@ def _given(**kwargs: Any) -> dict[str, Any]:
 def _check_empty(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LearngeneError(f"{str(folder)!r} exists and is no empty folder: choose another, or remove it first")
-
-
-@contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
-    """Give a folder to write to that becomes `output` only when everything in it is written."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
-        folder = Path(temporary) / output.name
-        folder.mkdir()
-        yield folder
-        if output.exists():
-            output.rmdir()
-        os.replace(folder, output)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ Runs offline on two CPU cores. The parts are those that a user has: `from_learng
 `ContrastiveTrainer`, `evaluate_zero_shot` and transformers' pipelines.
 """
 
-import json
 import os
 import platform
 import tempfile
@@ -39,8 +38,9 @@ from .descendants import bundled_learngenes, load_learngene
 from .digits import CAPTION, DIGITS, digit_splits
 from .errors import LearngeneError
 from .evaluation import evaluate_zero_shot
-from .model_loading import quiet
+from .silence import quiet
 from .training import ContrastiveTrainer
+from .writing import whole_folder, write_json
 
 STARTS = ("gene", "scratch")
 
@@ -222,7 +222,8 @@ def run_demo(
         classifiers, curves, grown = compare_classifiers(gene, tensors, settings, seed, progress)
         multimodal = _multimodal(gene, pictures, settings, seed, progress, output)
         for name, model in grown.items():
-            model.save_pretrained(output / "models" / name)
+            with whole_folder(output / "models" / name) as folder:
+                model.save_pretrained(folder)
         progress.stage("reloading one in a pipeline")
         predictions = _predict(output / "models" / classifiers[-1]["name"], pictures["test"])
     results = {
@@ -238,9 +239,7 @@ def run_demo(
     }
     plot_curves(results, output / "accuracy.png")
     results["seconds"] = round(time.monotonic() - started, 1)
-    partial = output / ".results.json.partial"
-    partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, output / "results.json")
+    write_json(output / "results.json", results)
     print_report(results, output, console)
     return results
 
@@ -306,7 +305,8 @@ def _multimodal(
     fine_tune_clip(model, pictures["train"], gene.processor, settings, seed, callback)
     after = zero_shot()
     callback.finish(after)
-    model.save_pretrained(output / "models" / name)
+    with whole_folder(output / "models" / name) as folder:
+        model.save_pretrained(folder)
     return {
         "name": name,
         "depth": depth,

@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers import TrainerCallback
 
+from .writing import whole_file
+
 
 class DemoProgress(Progress):
     """One progress bar for each model that is trained, and one line for each other stage."""
@@ -79,9 +81,8 @@ def plot_curves(results: dict[str, Any], path: str | os.PathLike) -> None:
         f"Digit classifiers fine-tuned on {data['train']} images; stars: accuracy on {data['test']:,} test images",
         fontsize="medium",
     )
-    partial = Path(path).with_name(f".{Path(path).name}.partial")
-    figure.savefig(partial, format="png", metadata={"Software": None})
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})
 
 
 def print_report(results: dict[str, Any], output: Path, console: Console) -> None:

@@ -1,5 +1,7 @@
 """The one error this package raises for bad input, and the one line that it quotes of others."""
 
+_LONGEST_LINE = 400  # characters: errors can quote names of any length
+
 
 class LearngeneError(ValueError):
     """Bad input, said in one sentence: what was wrong, the value received, and what is allowed or what to do."""
@@ -8,9 +10,12 @@ class LearngeneError(ValueError):
 def first_line(error: BaseException | str) -> str:
     """Return the first line that says anything of an error's message; the name of its class where it has none.
 
-    A line that only announces the next, and so ends in a colon, is followed by that one.
+    A line that ends with a colon only announces the next, which is added; what is very long is cut.
     """
+    if isinstance(error, KeyError):
+        return f"there is no {error}"  # its message is the key alone
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].endswith(":"):
-        return f"{lines[0]} {lines[1]}"
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."

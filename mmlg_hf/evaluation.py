@@ -3,8 +3,8 @@
 Everything runs without the network. Accuracies and recalls are fractions in [0, 1].
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from datasets import ClassLabel, Dataset
@@ -12,25 +12,42 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .data import captions_of, find_columns, read_image, undecoded
+from .data import captions_of, find_columns
 from .errors import LearngeneError
+from .labels import LABEL_COLUMN_NAMES, class_list, class_numbers, find_label_column
+from .measuring import (
+    as_items,
+    check_batch_size,
+    explained,
+    image_inputs,
+    image_values,
+    measured_rows,
+    measuring,
+    part_of,
+    read_image,
+    read_text,
+    to_model,
+    tokenizer_for,
+)
 from .metrics import (
     CHUNK,
     ImageTextRetrieval,
     ZeroShotClassification,
     as_matrix,
-    check_range,
     classification_results,
     compute_retrieval,
     label_ranks,
     retrieval_results,
 )
+from .texts import encode_texts, text_config_of
+
+Template: TypeAlias = str | Callable[[str], str]
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-LABEL_COLUMN_NAMES = ("label", "labels", "class", "category")
 
 __all__ = [
     "DEFAULT_TEMPLATES",
+    "LABEL_COLUMN_NAMES",
     "ImageTextRetrieval",
     "ZeroShotClassification",
     "class_embeddings",
@@ -66,14 +83,15 @@ def embed_images(
         LearngeneError: if there are no images, one cannot be read, or the model embeds no images.
     """
 
-    def forward(batch: list[Any]) -> Any:
-        pixels = processor.image_processor(images=batch, return_tensors="pt")["pixel_values"]
-        pixels = pixels.to(model.device, model.dtype)  # [b, 3, H, W]
-        return model.get_image_features(pixels) if hasattr(model, "get_image_features") else model(pixels).image_embeds
-
     if not hasattr(model, "get_image_features") and not hasattr(model, "visual_projection"):
         raise LearngeneError(f"a {type(model).__name__} embeds no images: it has no get_image_features")
-    return _embed(model, images, _read_image, forward, "images", batch_size, device, progress)
+    image_processor = part_of(processor, "image_processor")
+
+    def forward(batch: list[Any], first: int) -> Any:
+        inputs = to_model(image_inputs(image_processor, batch, first), model)
+        return model.get_image_features(**inputs) if hasattr(model, "get_image_features") else model(**inputs)
+
+    return _embed(model, images, read_image, forward, "images", batch_size, device, progress)
 
 
 def embed_texts(
@@ -99,50 +117,36 @@ def embed_texts(
         LearngeneError: if there are no texts, one is no string, or the model embeds no texts.
     """
 
-    def forward(batch: list[Any]) -> Any:
-        tokens = processor.tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(model.device)
-        return (
-            model.get_text_features(**tokens) if hasattr(model, "get_text_features") else model(**tokens).text_embeds
-        )
-
     if not hasattr(model, "get_text_features") and not hasattr(model, "text_projection"):
         raise LearngeneError(f"a {type(model).__name__} embeds no texts: it has no get_text_features")
-    return _embed(model, texts, _read_text, forward, "texts", batch_size, device, progress)
+    tokenizer, text_config = tokenizer_for(model, processor), text_config_of(model)
+
+    def forward(batch: list[Any], first: int) -> Any:
+        tokens = to_model(encode_texts(tokenizer, batch, text_config), model)
+        return model.get_text_features(**tokens) if hasattr(model, "get_text_features") else model(**tokens)
+
+    return _embed(model, texts, read_text, forward, "texts", batch_size, device, progress)
 
 
 def _embed(
     model: Any, items: Sequence[Any], read: Any, forward: Any, kind: str, batch_size: int, device: Any, progress: bool
 ) -> Tensor:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise LearngeneError(f"batch_size is {batch_size!r}: give a whole number above 0")
-    if len(items) == 0:
-        raise LearngeneError(f"there are no {kind} to embed")
-    if device is not None:
-        model.to(device)
-    was_training = model.training
-    model.eval()
+    check_batch_size(batch_size)
+    items = as_items(items, kind)
     embeds = []
-    try:
-        starts = range(0, len(items), batch_size)
-        for start in tqdm(starts, desc=f"embedding {kind}", disable=not progress):
+    with measuring(model, device):
+        for start in tqdm(range(0, len(items), batch_size), desc=f"embedding {kind}", disable=not progress):
             batch = [read(items, index) for index in range(start, min(start + batch_size, len(items)))]
-            with torch.no_grad():
-                output = forward(batch)
-            rows = getattr(output, "pooler_output", output)  # [b, D]; transformers 5 wraps the features
+            with explained(f"{kind} {start} to {start + len(batch) - 1} cannot be embedded by this model"):
+                rows = _features(forward(batch, start))  # [b, D]
             embeds.append(F.normalize(rows.float(), dim=-1).cpu())
-    finally:
-        model.train(was_training)
     return as_matrix(torch.cat(embeds), f"embeddings of {kind}")
 
 
-def _read_image(images: Sequence[Any], index: int) -> Any:
-    return read_image(images[index], f"row {index}")
-
-
-def _read_text(texts: Sequence[Any], index: int) -> str:
-    if not isinstance(texts[index], str):
-        raise LearngeneError(f"text {index} is {texts[index]!r}: give a string")
-    return texts[index]
+def _features(output: Any) -> Tensor:
+    """The embeddings in a model's output; transformers 5 wraps those of `get_image_features`."""
+    found = (getattr(output, name, None) for name in ("image_embeds", "text_embeds", "pooler_output"))
+    return next((tensor for tensor in found if tensor is not None), output)
 
 
 def class_embeddings(
@@ -150,7 +154,7 @@ def class_embeddings(
     class_names: Sequence[str],
     processor: Any,
     *,
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    templates: Sequence[Template] = DEFAULT_TEMPLATES,
     batch_size: int = 64,
     device: str | torch.device | None = None,
 ) -> Tensor:
@@ -158,19 +162,33 @@ def class_embeddings(
 
     Args:
         class_names: a word or several for each class; underscores are read as spaces.
-        templates: prompts with one `{}` where the class name goes.
+        templates: prompts with one `{}` where the class name goes, or functions of the name, as open_clip has them.
 
     Raises:
         LearngeneError: if there are no classes, two have one name, or a template has no place for the name.
     """
-    names = [name.replace("_", " ") for name in class_names]
+    names = [name.replace("_", " ") for name in class_list(class_names, "class_names")]
     if len(names) < 2 or len(set(names)) < len(names):
         raise LearngeneError(f"zero-shot classification needs two or more distinct class names, got {names}")
-    if isinstance(templates, str) or not templates or any(template.count("{}") != 1 for template in templates):
-        raise LearngeneError(f'templates must be a list of texts with one "{{}}" each, got {templates!r}')
-    prompts = [template.format(name) for name in names for template in templates]
+    if isinstance(templates, str) or callable(templates) or not templates:
+        raise LearngeneError(
+            f'templates must be a list of texts with one "{{}}" each, or of functions of the name, got {templates!r}'
+        )
+    templates = list(templates)
+    prompts = [_prompt(template, name) for name in names for template in templates]
     embeds = embed_texts(model, prompts, processor, batch_size=batch_size, device=device)
     return F.normalize(embeds.view(len(names), len(templates), -1).mean(dim=1), dim=-1)
+
+
+def _prompt(template: Any, name: str) -> str:
+    if isinstance(template, str) and template.count("{}") == 1:
+        return template.replace("{}", name)  # and not `format`, to which other braces have a meaning
+    if not callable(template):
+        raise LearngeneError(f'the template {template!r} has no place for the name: give texts with one "{{}}" each')
+    prompt = template(name)
+    if not isinstance(prompt, str):
+        raise LearngeneError(f"the template {template!r} makes {prompt!r} of {name!r}: it must make a text")
+    return prompt
 
 
 def evaluate_zero_shot(
@@ -181,7 +199,7 @@ def evaluate_zero_shot(
     class_names: Sequence[str] | None = None,
     label_column: str | None = None,
     image_column: str | None = None,
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    templates: Sequence[Template] = DEFAULT_TEMPLATES,
     batch_size: int = 64,
     device: str | torch.device | None = None,
     progress: bool = False,
@@ -192,11 +210,12 @@ def evaluate_zero_shot(
         model: a `CLIPModel`, a `LearngeneModel`, or another that embeds images and texts.
         dataset: an image column and a label column (`ClassLabel`, integers, or strings).
         processor: a `CLIPProcessor` or another with an `image_processor` and a `tokenizer`.
-        class_names: the classes, in the order of integer labels; None takes those of the `ClassLabel`, or the sorted
-            distinct strings of the column.
+        class_names: the classes, in the order of integer labels, or a mapping of these to names; None takes those of
+            the `ClassLabel`, or the sorted distinct strings of the column. The `ClassLabel`'s own names in another
+            order are matched by name.
         label_column: None takes the only `ClassLabel` column, or one named label, labels, class or category.
         image_column: None finds it.
-        templates: prompts with one `{}` each, averaged.
+        templates: prompts with one `{}` each, or functions of the class name, averaged.
         batch_size: images, and prompts, in one forward pass.
         device: where to move the model first; None leaves it where it is.
         progress: show a progress bar over the images.
@@ -205,17 +224,18 @@ def evaluate_zero_shot(
         What `ZeroShotClassification` does.
 
     Raises:
-        LearngeneError: on missing columns or class names, labels outside them, no rows, or an unreadable image.
+        LearngeneError: on missing columns or class names, a row that is not labelled or whose label is none of them,
+            no rows, an unreadable image, or another model's tokenizer.
     """
-    _check_dataset(dataset)
-    label_column = _find_label_column(dataset, label_column)
+    dataset = measured_rows(dataset)
+    label_column = find_label_column(dataset, label_column)
     image_column, _ = find_columns(dataset, image_column, label_column)
     labels, class_names = _labels_and_names(dataset, label_column, class_names)
     classes = class_embeddings(
         model, class_names, processor, templates=templates, batch_size=batch_size, device=device
     )
     images = embed_images(
-        model, undecoded(dataset)[image_column], processor, batch_size=batch_size, device=device, progress=progress
+        model, image_values(dataset, image_column), processor, batch_size=batch_size, device=device, progress=progress
     )
     ranks = [
         label_ranks(chunk @ classes.T, labels_of_chunk)
@@ -224,41 +244,24 @@ def evaluate_zero_shot(
     return classification_results(torch.cat(ranks), labels, len(classes))
 
 
-def _find_label_column(dataset: Dataset, label_column: str | None) -> str:
-    have = ", ".join(map(repr, dataset.column_names))
-    if label_column is not None:
-        if label_column not in dataset.column_names:
-            raise LearngeneError(f"the dataset has no label column {label_column!r}: its columns are {have}")
-        return label_column
-    candidates = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    if len(candidates) != 1:
-        candidates = [name for name in LABEL_COLUMN_NAMES if name in dataset.column_names][:1]
-    if not candidates:
-        raise LearngeneError(f"the dataset has no label column that stands out: name one of {have} with label_column")
-    return candidates[0]
-
-
-def _labels_and_names(
-    dataset: Dataset, label_column: str, class_names: Sequence[str] | None
-) -> tuple[Tensor, Sequence[str]]:
-    values = list(dataset[label_column])
-    feature = dataset.features[label_column]
-    if any(isinstance(value, str) for value in values):
-        names = sorted({value for value in values if value is not None}) if class_names is None else list(class_names)
-        unknown = sorted({repr(value) for value in values} - {repr(name) for name in names})
-        if unknown:
-            raise LearngeneError(f"the column {label_column!r} holds {unknown[0]}, which is no class: {names}")
-        return torch.tensor([names.index(value) for value in values]), names
-    if class_names is None and not isinstance(feature, ClassLabel):
-        raise LearngeneError(
-            f"the column {label_column!r} holds {feature} and no names: give class_names in the order of the labels"
-        )
-    names = list(feature.names if class_names is None else class_names)
-    if any(not isinstance(value, int) for value in values):
-        raise LearngeneError(f"the column {label_column!r} holds {feature}: labels are integers or strings")
-    labels = torch.tensor(values)
-    check_range(labels, len(names), "label", "classes")
-    return labels, names
+def _labels_and_names(dataset: Dataset, label_column: str, class_names: Any) -> tuple[Tensor, list[str]]:
+    """Return the rows' classes [N] and the classes' names."""
+    values, feature = list(dataset[label_column]), dataset.features[label_column]
+    names = None if class_names is None else class_list(class_names, "class_names")
+    if isinstance(feature, ClassLabel):
+        own = class_numbers(values, feature.names)
+        if names is None:
+            return own, feature.names
+        if set(names) == set(feature.names):
+            values = [feature.names[value] for value in own.tolist()]
+    elif names is None:
+        if not any(isinstance(value, str) for value in values):
+            raise LearngeneError(
+                f"the column {label_column!r} holds {feature} and no names: give class_names in the order of the "
+                "labels"
+            )
+        names = sorted({value for value in values if isinstance(value, str)})
+    return class_numbers(values, names), names
 
 
 def evaluate_retrieval(
@@ -288,9 +291,10 @@ def evaluate_retrieval(
         What `retrieval_results` does.
 
     Raises:
-        LearngeneError: on missing columns, no rows, a row without text, or an unreadable image.
+        LearngeneError: on missing columns, no rows, a row without text, an unreadable image, or another model's
+            tokenizer.
     """
-    _check_dataset(dataset)
+    dataset = measured_rows(dataset)
     image_column, text_column = find_columns(dataset, image_column, text_column)
     texts: list[str] = []
     owners: list[int] = []
@@ -300,14 +304,5 @@ def evaluate_retrieval(
         owners += [row] * len(captions)
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "progress": progress}
     text_embeds = embed_texts(model, texts, processor, **options)
-    image_embeds = embed_images(model, undecoded(dataset)[image_column], processor, **options)
+    image_embeds = embed_images(model, image_values(dataset, image_column), processor, **options)
     return retrieval_results(image_embeds, text_embeds, owners)
-
-
-def _check_dataset(dataset: Any) -> None:
-    if not isinstance(dataset, Dataset):
-        raise LearngeneError(
-            f"evaluation takes a datasets.Dataset, not a {type(dataset).__name__}: pick one split, and no stream"
-        )
-    if len(dataset) == 0:
-        raise LearngeneError("the dataset is empty (0 rows): there is nothing to measure")

@@ -11,7 +11,7 @@ from datasets import Features, List, Value
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import LearngeneError
+from .errors import LearngeneError, first_line
 
 RECALL_AT = (1, 5, 10)
 # float32 rounding of a product of unit vectors stays well below this; equal embeddings must count as equal
@@ -34,8 +34,8 @@ def _metric_info(metric: evaluate.Metric, features: dict[str, Any]) -> evaluate.
 
 def as_matrix(values: Any, name: str) -> Tensor:
     try:
-        matrix = torch.as_tensor(values, dtype=torch.float32)
-    except (TypeError, ValueError) as error:
+        matrix = torch.as_tensor(values, dtype=torch.float32).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
         raise LearngeneError(f"the {name} must be rows of equally many numbers") from error
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise LearngeneError(f"the {name} must be rows of equally many numbers, got the shape {list(matrix.shape)}")
@@ -43,6 +43,44 @@ def as_matrix(values: Any, name: str) -> Tensor:
         row = int((~matrix.isfinite()).any(dim=1).nonzero()[0])
         raise LearngeneError(f"row {row} of the {name} holds NaN or infinity")
     return matrix
+
+
+def as_numbers(values: Any, count: int, name: str) -> Tensor:
+    """Return whole numbers [count], or name the first row that holds none."""
+    if isinstance(values, (list, tuple)):
+        for row, value in enumerate(values):
+            if value is None:
+                raise LearngeneError(f"row {row} has the {name} None")
+    try:
+        numbers = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LearngeneError(f"the {name}s must be whole numbers, one for each of {count} rows") from error
+    if numbers.shape != (count,) or numbers.is_floating_point() or numbers.is_complex():
+        dtype = str(numbers.dtype).removeprefix("torch.")
+        raise LearngeneError(
+            f"the {name}s have the shape {list(numbers.shape)} and the type {dtype}: give whole numbers, one for each "
+            f"of {count} rows"
+        )
+    return numbers.long()
+
+
+def joined_batches(values: Any, dims: int) -> Any:
+    """Return what the Trainer gives `compute_metrics` as one array of `dims` axes.
+
+    Args:
+        values: an array, a tuple of outputs of which the first counts (hidden states follow), or a list of batches
+            of either, as `eval_do_concat_batches=False` leaves them.
+    """
+    first = values[0] if isinstance(values, tuple) else values
+    if not isinstance(first, list):
+        return first
+    batches = [batch[0] if isinstance(batch, tuple) else batch for batch in first]
+    if not batches or any(getattr(batch, "ndim", None) != dims for batch in batches):
+        return first  # a list of rows
+    try:
+        return torch.cat([torch.as_tensor(batch) for batch in batches])
+    except (RuntimeError, TypeError) as error:
+        raise LearngeneError(f"the batches do not fit together: {first_line(error)}") from error
 
 
 def check_range(indices: Tensor, size: int, name: str, things: str) -> None:
@@ -70,6 +108,16 @@ def classification_results(ranks: Tensor, labels: Tensor, num_classes: int) -> d
     return results
 
 
+def score_results(scores: Any, labels: Any) -> dict[str, float]:
+    """Return what `ZeroShotClassification` does, of scores [N, C] and labels [N]."""
+    matrix = as_matrix(scores, "scores")
+    if matrix.shape[1] < 2:
+        raise LearngeneError("the scores are of one class: with nothing to tell apart there is no accuracy")
+    numbers = as_numbers(labels, len(matrix), "label").to(matrix.device)
+    check_range(numbers, matrix.shape[1], "label", "classes")
+    return classification_results(label_ranks(matrix, numbers), numbers, matrix.shape[1])
+
+
 class ZeroShotClassification(evaluate.Metric):
     """Top-1, top-5 and mean per-class accuracy of class scores, as an `evaluate` metric.
 
@@ -83,9 +131,7 @@ class ZeroShotClassification(evaluate.Metric):
         return _metric_info(self, {"predictions": List(Value("float32")), "references": Value("int64")})
 
     def _compute(self, *, predictions: Any, references: Any) -> dict[str, float]:
-        scores, labels = as_matrix(predictions, "scores"), torch.as_tensor(references)
-        check_range(labels, scores.shape[1], "label", "classes")
-        return classification_results(label_ranks(scores, labels), labels, scores.shape[1])
+        return score_results(predictions, references)
 
 
 def retrieval_results(
@@ -111,13 +157,13 @@ def retrieval_results(
         LearngeneError: on shapes that do not fit, values that are not finite, or an image without text.
     """
     images = F.normalize(as_matrix(image_embeds, "image embeddings"), dim=-1)
-    texts = F.normalize(as_matrix(text_embeds, "text embeddings"), dim=-1)
-    owners = torch.as_tensor(image_of_text).to(images.device)
-    if images.shape[1] != texts.shape[1] or owners.shape != texts.shape[:1]:
+    texts = F.normalize(as_matrix(text_embeds, "text embeddings"), dim=-1).to(images.device)
+    if images.shape[1] != texts.shape[1] or len(image_of_text) != len(texts):
         raise LearngeneError(
             f"{list(images.shape)} image embeddings, {list(texts.shape)} text embeddings and "
-            f"{list(owners.shape)} image indices do not fit: they are [I, D], [T, D] and [T]"
+            f"[{len(image_of_text)}] image indices do not fit: they are [I, D], [T, D] and [T]"
         )
+    owners = as_numbers(image_of_text, len(texts), "image index").to(images.device)
     check_range(owners, len(images), "image index", "images")
     if chunk_size < 1:
         raise LearngeneError(f"chunk_size is {chunk_size}: give a whole number above 0")
@@ -178,6 +224,21 @@ class ImageTextRetrieval(evaluate.Metric):
 
 
 def compute_retrieval(prediction: Any) -> dict[str, float]:
-    """Give `ContrastiveTrainer(compute_metrics=...)` what `retrieval_results` returns, one text for each image."""
-    image_embeds, text_embeds = prediction.predictions
+    """Give `ContrastiveTrainer(compute_metrics=...)` what `retrieval_results` returns, one text for each image.
+
+    It needs all pairs at once: leave `batch_eval_metrics` off.
+
+    Args:
+        prediction: `transformers.EvalPrediction` whose predictions are (image_embeds, text_embeds), [N, D] each, or a
+            list of batches of such pairs, as the Trainer has them with `eval_do_concat_batches=False`.
+    """
+    pairs = prediction.predictions
+    if isinstance(pairs, list) and all(isinstance(batch, tuple) and len(batch) == 2 for batch in pairs):
+        pairs = tuple(joined_batches(list(side), 2) for side in zip(*pairs, strict=True))
+    if not isinstance(pairs, tuple) or len(pairs) != 2:
+        raise LearngeneError(
+            f"compute_retrieval takes the pair (image_embeds, text_embeds) that ContrastiveTrainer gives, not "
+            f"{f'{len(pairs)} outputs' if isinstance(pairs, tuple) else f'a {type(pairs).__name__}'}"
+        )
+    image_embeds, text_embeds = pairs
     return retrieval_results(image_embeds, text_embeds, torch.arange(len(text_embeds)))

@@ -1,6 +1,6 @@
 """Contrastive fine-tuning with the transformers Trainer and the global loss."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import log
 from typing import Any
 

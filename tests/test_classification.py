@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from pico import COLORS, pico_pairs, pico_processor
 from pico_genes import multimodal_gene
-from transformers import EvalPrediction
+from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from mmlg_hf import LearngeneError
 from mmlg_hf.classification import accuracies, classification_metrics, evaluate_classification
@@ -93,3 +93,128 @@ def test_an_unreadable_image_is_named_by_its_row(pairs):
     rows = Dataset.from_dict({"image": ["nowhere.png"] * 3, "label": [0, 1, 2]})
     with pytest.raises(LearngeneError, match="image 0 cannot be read"):
         evaluate_classification(always(0, "image"), rows, pico_processor(), image_column="image", batch_size=2)
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [NAMES, [f"LABEL_{index}" for index in range(8)]])
+@pytest.mark.parametrize("missing", [-1, None])
+def test_a_row_that_is_not_labelled_is_refused(pairs, names, missing):
+    labels = [0, 1, missing]
+    rows = Dataset.from_dict({"caption": ["a", "red", "blue"], "label": labels})
+    for labelled in (rows, rows.cast_column("label", ClassLabel(names=NAMES))):
+        with pytest.raises(LearngeneError, match=f"row 2 has the label {missing}, so it is not labelled"):
+            evaluate_classification(always(7, "text", names), labelled, pico_processor(), text_column="caption")
+
+
+def test_a_string_that_is_missing_is_a_row_that_is_not_labelled():
+    rows = Dataset.from_dict({"text": ["a", "a"], "label": ["red", None]})
+    with pytest.raises(LearngeneError, match="row 1 has the label None, so it is not labelled"):
+        evaluate_classification(always(0, "text"), rows, pico_processor())
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"), [([0.0, 1.5], "0.0"), ([[0], [1]], r"\[0\]"), ([0, 8], "8"), ([-2, 0], "-2")]
+)
+def test_labels_that_are_no_classes_are_refused(labels, shown):
+    rows = Dataset.from_dict({"text": ["a", "a"], "label": labels})
+    with pytest.raises(LearngeneError, match=f"row . has the label {shown}, but there are 8 classes, from 0: 'red'"):
+        evaluate_classification(always(0, "text"), rows, pico_processor())
+
+
+def test_labels_of_two_truth_values_are_the_classes_0_and_1():
+    rows = Dataset.from_dict({"text": ["a"] * 4, "label": [True, True, False, True]})
+    model = always(1, "text", ["no", "yes"])
+    assert evaluate_classification(model, rows, pico_processor())["accuracy"] == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize("id2label", [{1: "red", 2: "blue"}, {0: "red", 2: "blue"}])
+def test_a_models_label_map_that_does_not_count_from_0_without_gaps_is_refused(id2label):
+    model, rows = always(0, "text", ["a", "b"]), Dataset.from_dict({"text": ["a"], "label": ["red"]})
+    model.config.id2label = id2label
+    with pytest.raises(LearngeneError, match="the model's id2label counts its 2 classes ., 2: count them from 0"):
+        evaluate_classification(model, rows, pico_processor())
+
+
+def test_a_models_label_maps_that_disagree_are_refused_where_names_are_matched():
+    model, rows = always(0, "text", ["red", "blue"]), Dataset.from_dict({"text": ["a"], "label": ["red"]})
+    assert evaluate_classification(model, rows, pico_processor())["accuracy"] == 1
+    model.config.label2id = {"red": 1, "blue": 0}
+    with pytest.raises(LearngeneError, match="label2id counts 'red' as class 1, its id2label as 0"):
+        evaluate_classification(model, rows, pico_processor())
+    numbers = Dataset.from_dict({"text": ["a"], "label": [0]})
+    assert evaluate_classification(model, numbers, pico_processor())["accuracy"] == 1
+
+
+def test_a_name_that_two_classes_share_is_refused_only_where_it_is_a_label():
+    model = always(0, "text", ["crane", "crane", "red"])
+    rows = Dataset.from_dict({"text": ["a"] * 2, "label": ["red", "crane"]})
+    with pytest.raises(LearngeneError, match="row 1 has the label 'crane', but 2 classes are called so"):
+        evaluate_classification(model, rows, pico_processor())
+    assert evaluate_classification(model, rows.select([0]), pico_processor())["accuracy"] == 0
+
+
+# --- compute_metrics -------------------------------------------------------------------------------------------------
+
+LOGITS, LABELS = np.eye(3, dtype=np.float32)[[0, 1, 1, 2]], np.array([0, 1, 2, 2])
+FIGURES = {"accuracy": 3 / 4, "mean_per_class": (1 + 1 + 1 / 2) / 3}
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [
+        ((LOGITS, (np.zeros((4, 2, 8)), np.zeros((4, 2, 8)))), LABELS),  # hidden states
+        ([LOGITS[:3], LOGITS[3:]], [LABELS[:3], LABELS[3:]]),  # batches
+        ([(LOGITS[:3], np.zeros(3)), (LOGITS[3:], np.zeros(1))], [LABELS[:3], LABELS[3:]]),  # both
+        (torch.as_tensor(LOGITS).bfloat16().requires_grad_(), torch.as_tensor(LABELS).int()),
+        (LOGITS.astype(np.float16), LABELS.tolist()),
+        (LOGITS.tolist(), LABELS.astype(np.uint8)),
+    ],
+)
+def test_the_logits_are_found_in_all_that_the_trainer_gives(logits, labels):
+    assert classification_metrics(EvalPrediction(logits, labels)) == pytest.approx(FIGURES)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "sentence"),
+    [
+        (LOGITS, [0, 1, -100, 2], "row 2 has the label -100, but there are 3 classes"),
+        (LOGITS, [0, 1, 2, -1], "row 3 has the label -1, but there are 3 classes"),
+        (LOGITS, [0, None, 2, 2], "row 1 has the label None"),
+        (LOGITS, None, "labels must be whole numbers, one for each of 4 rows"),
+        (LOGITS, LABELS[:3], r"labels have the shape \[3\] .* one for each of 4 rows"),
+        (LOGITS, LABELS[:, None], r"labels have the shape \[4, 1\]"),
+        (LOGITS, LABELS.astype(float), "and the type float64: give whole numbers"),
+        (LOGITS * np.nan, LABELS, "row 0 of the scores holds NaN"),
+        (LOGITS[:, :1], LABELS * 0, "the scores are of one class"),
+        (np.zeros((4, 2, 3)), LABELS, "the scores must be rows of equally many numbers"),
+        (None, LABELS, "the scores must be rows of equally many numbers"),
+        ([LOGITS, LOGITS[:, :2]], [LABELS, LABELS], "the batches do not fit together"),
+    ],
+)
+def test_predictions_that_cannot_be_counted_are_refused(logits, labels, sentence):
+    with pytest.raises(LearngeneError, match=sentence):
+        classification_metrics(EvalPrediction(logits, labels))
+
+
+def test_the_trainer_measures_with_hidden_states_and_with_batches_left_apart(tmp_path, pairs):
+    model, processor = always(2, "image"), pico_processor()
+
+    def collate(rows):
+        pixels = processor.image_processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixels, "labels": torch.tensor([row["label"] for row in rows])}
+
+    expected = evaluate_classification(model, pairs, processor)
+    model.config.output_hidden_states = True
+    for joined in (True, False):
+        args = TrainingArguments(
+            tmp_path, per_device_eval_batch_size=5, report_to="none", disable_tqdm=True, use_cpu=True,
+            eval_do_concat_batches=joined, remove_unused_columns=False,
+        )  # fmt: skip
+        trainer = Trainer(model, args, data_collator=collate, compute_metrics=classification_metrics)
+        figures = trainer.evaluate(pairs)
+        assert {name: figures[f"eval_{name}"] for name in expected} == pytest.approx(expected)
+    args.batch_eval_metrics = True  # needs all rows at once: the Trainer says so before it starts
+    with pytest.raises(ValueError, match="must take a `compute_result`"):
+        Trainer(model, args, data_collator=collate, compute_metrics=classification_metrics)

@@ -10,13 +10,14 @@ from hypothesis.extra import numpy as hnp
 from pico import COLORS, pico_clip, pico_image, pico_pairs, pico_processor
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection, EvalPrediction
 
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.evaluation import (
     ImageTextRetrieval,
     ZeroShotClassification,
     class_embeddings,
+    compute_retrieval,
     embed_images,
     embed_texts,
     evaluate_retrieval,
@@ -304,17 +305,39 @@ def test_class_embeddings_are_the_renormalised_mean_over_templates(processor):
     torch.testing.assert_close(embeds[1], F.normalize(prompts.mean(dim=0), dim=0))
 
 
+def test_templates_may_be_functions_and_hold_other_braces(processor):
+    model, names = pico_clip(), ["red", "blue"]
+    expected = class_embeddings(model, names, processor, templates=["a photo of a {}.", "a {} square"])
+    functions = [lambda name: f"a photo of a {name}.", "a {} square".format]
+    assert torch.equal(class_embeddings(model, names, processor, templates=functions), expected)
+    literal = class_embeddings(model, names, processor, templates=["{a} {} {0}"])
+    torch.testing.assert_close(literal, embed_texts(model, ["{a} red {0}", "{a} blue {0}"], processor))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"templates": "a {}"}, "templates must be a list of texts"),
         ({"templates": []}, "templates must be a list of texts"),
         ({"templates": ["a photo"]}, 'with one "{}" each'),
+        ({"templates": ["a {label}"]}, 'with one "{}" each'),
+        ({"templates": [None]}, 'with one "{}" each'),
+        ({"templates": str.upper}, "templates must be a list of texts"),
+        ({"templates": [len]}, "makes 3 of 'red': it must make a text"),
+        ({"class_names": "red"}, "class_names is 'red': give a list of names"),
+        ({"class_names": ["red", None]}, "class_names calls class 1 None"),
+        (
+            {"class_names": dict(enumerate(COLORS, 1))},
+            "class_names counts its 8 classes 1, 2, 3, .*: count them from 0",
+        ),
         ({"class_names": ["red"]}, "two or more distinct class names"),
         ({"class_names": ["red"] * 8}, "two or more distinct class names"),
         ({"class_names": ["red", "blue"]}, "row 2 has the label 2, but there are 2 classes, from 0"),
         ({"label_column": "colour"}, "no label column 'colour': its columns are 'image', 'caption', 'label'"),
-        ({"label_column": "caption", "class_names": ["red", "blue"]}, "which is no class: "),
+        (
+            {"label_column": "caption", "class_names": ["red", "blue"]},
+            "row 0 has the label 'a red square on green', but there are 2",
+        ),
         ({"image_column": "photo"}, "no image column 'photo'"),
     ],
 )
@@ -338,7 +361,7 @@ def test_datasets_that_cannot_be_measured_are_refused(processor):
     unlabelled = unlabelled.map(lambda row: {"label": -1})
     with pytest.raises(LearngeneError, match="row 0 has the label -1"):
         evaluate_zero_shot(model, unlabelled, processor)
-    with pytest.raises(LearngeneError, match=r"holds .*float.*: labels are integers or strings"):
+    with pytest.raises(LearngeneError, match="row 0 has the label 0.5, but there are 2 classes"):
         evaluate_zero_shot(model, pairs.add_column("label", [0.5] * 4), processor, class_names=["a", "b"])
     for evaluate_it in (evaluate_zero_shot, evaluate_retrieval):
         with pytest.raises(LearngeneError, match="the dataset is empty"):
@@ -357,7 +380,7 @@ def test_retrieval_of_a_dataset_with_several_captions_per_image(processor):
     results = evaluate_retrieval(ColorClip(processor), pairs, processor, batch_size=3)
     assert results["text_to_image_R@1"] == results["image_to_text_R@1"] == 1
     blank = pairs.select([0]).map(lambda row: {"captions": []})
-    with pytest.raises(LearngeneError, match="row 0 has no text in 'captions'"):
+    with pytest.raises(LearngeneError, match=r"row 0 has the text \[\]: give a string, or a list"):
         evaluate_retrieval(ColorClip(processor), blank, processor)
 
 
@@ -367,3 +390,46 @@ def test_retrieval_of_a_dataset_equals_that_of_its_embeddings(processor):
     assert evaluate_retrieval(model, pairs, processor) == pytest.approx(
         brute_force(images.numpy(), texts.numpy(), range(24))
     )
+
+
+@pytest.mark.parametrize("labels", [[0, 1, -1], [0, 1, None], ["red", "green", None]])
+def test_zero_shot_refuses_a_row_that_is_not_labelled(processor, labels):
+    rows = pico_pairs(3).add_column("label", labels)
+    with pytest.raises(LearngeneError, match=f"row 2 has the label {labels[2]}, so it is not labelled"):
+        evaluate_zero_shot(ColorClip(processor), rows, processor, class_names=list(COLORS))
+
+
+def test_class_names_in_another_order_or_a_mapping_give_the_same_figures(processor):
+    pairs, model = pico_pairs(20, labels=True), ColorClip(processor)
+    for names in (list(COLORS)[::-1], dict(enumerate(COLORS)), {str(i): name for i, name in enumerate(COLORS)}):
+        assert evaluate_zero_shot(model, pairs, processor, class_names=names)["top1"] == 1
+
+
+# ------------------------------------------------------------------------------------------ compute_metrics
+
+
+def test_the_trainers_pairs_are_measured_joined_or_in_batches():
+    random = np.random.default_rng(0)
+    images, texts = random.normal(size=(2, 9, 4)).astype(np.float32)
+    expected = brute_force(images, texts, range(9))
+    assert compute_retrieval(EvalPrediction((images, texts), None)) == pytest.approx(expected)
+    batches = [(images[:5], texts[:5]), (images[5:], texts[5:])]
+    assert compute_retrieval(EvalPrediction(batches, None)) == pytest.approx(expected)
+    half = tuple(torch.as_tensor(side).bfloat16() for side in (images, texts))
+    rounded = brute_force(*(side.float().numpy() for side in half), range(9))
+    assert compute_retrieval(EvalPrediction(half, None)) == pytest.approx(rounded)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "sentence"),
+    [
+        ((np.eye(3),) * 4, "takes the pair .* not 4 outputs"),
+        (np.eye(3), "takes the pair .* not a ndarray"),
+        ([np.eye(3)], "takes the pair .* not a list"),
+        ((np.eye(3), np.eye(2)), "do not fit"),
+        ((np.eye(3), np.eye(3) * np.nan), "row 0 of the text embeddings holds NaN"),
+    ],
+)
+def test_predictions_that_are_no_pairs_are_refused(predictions, sentence):
+    with pytest.raises(LearngeneError, match=sentence):
+        compute_retrieval(EvalPrediction(predictions, None))

@@ -21,7 +21,9 @@ STAGES = (
     {
         "data",
         "identity",
+        "labels",
         "losses",
+        "measuring",
         "metrics",
         "training",
         "vocabulary",
