@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from .errors import LearngeneError, first_line
 from .hub import PICKLED_WEIGHTS
@@ -81,6 +82,26 @@ def load_model(
     return model.eval()
 
 
+def read_tensors(path: str | os.PathLike, described: str) -> dict[str, torch.Tensor]:
+    """Read a safetensors file whole.
+
+    Args:
+        described: what the error calls it, such as "model.safetensors of 'FOLDER'".
+
+    Raises:
+        LearngeneError: if there is none, it is damaged, or a value is NaN or infinity.
+    """
+    path = Path(path)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        damage = _damage_of(path) if path.is_file() else None
+        raise LearngeneError(f"cannot read {described}: {damage or first_line(error)}") from error
+    for key, tensor in tensors.items():
+        _check_finite(key, tensor, described)
+    return tensors
+
+
 def check_tensors(
     model: Any,
     info: dict[str, Any],
@@ -117,8 +138,12 @@ def check_tensors(
 def check_finite(model: Any, described: str) -> None:
     """Refuse a model with a NaN or an infinity in any tensor, naming it."""
     for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
-            raise LearngeneError(f"{key} of {described} holds NaN or infinity: such weights are of no use")
+        _check_finite(key, tensor, described)
+
+
+def _check_finite(key: str, tensor: torch.Tensor, described: str) -> None:
+    if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
+        raise LearngeneError(f"{key} of {described} holds NaN or infinity: such weights are of no use")
 
 
 def _counted(names: list) -> str:
@@ -138,11 +163,15 @@ def _refuse_pickled(name: str, what: str) -> None:
 
 def _damage(name: str) -> str | None:
     """What is wrong with a folder's weights, where it can be told."""
-    for path in sorted(Path(name).glob("*.safetensors")) if os.path.isdir(name) else ():
-        size = path.stat().st_size
-        if not size:
-            return f"{path.name} is empty"
-        with path.open("rb") as file:
-            if file.read(23) == b"version https://git-lfs":
-                return f"{path.name} is a Git LFS pointer, not the file itself: run `git lfs pull`"
+    files = sorted(Path(name).glob("*.safetensors")) if os.path.isdir(name) else []
+    return next((told for told in map(_damage_of, files) if told), None)
+
+
+def _damage_of(path: Path) -> str | None:
+    """What is wrong with a file of weights, where it can be told."""
+    if not path.stat().st_size:
+        return f"{path.name} is empty"
+    with path.open("rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            return f"{path.name} is a Git LFS pointer, not the file itself: run `git lfs pull`"
     return None
