@@ -15,7 +15,7 @@ from .hub import PICKLED_WEIGHTS
 from .silence import quiet
 
 # What a damaged config or a config of another model makes transformers raise.
-_CONFIG_FAULTS = (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
+CONFIG_FAULTS = (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
 _SHOWN = 3
 
 
@@ -33,7 +33,7 @@ def load_config(auto: Any, name: str | os.PathLike, what: str, **kwargs: Any) ->
         return auto.from_pretrained(name, **kwargs)
     except LearngeneError:
         raise
-    except _CONFIG_FAULTS as error:
+    except CONFIG_FAULTS as error:
         raise LearngeneError(f"cannot read the config of {what} {os.fspath(name)!r}: {first_line(error)}") from error
 
 
@@ -76,7 +76,7 @@ def load_model(
         raise LearngeneError(
             f"the weights of {what} {name!r} are damaged ({_damage(name) or first_line(error)}): fetch them again"
         ) from error
-    except (*_CONFIG_FAULTS, RuntimeError) as error:
+    except (*CONFIG_FAULTS, RuntimeError) as error:
         raise LearngeneError(f"cannot load {what} {name!r}: {first_line(error)}") from error
     check_tensors(model, info, f"{what} {name!r}", may_lack=may_lack, may_hold_more=may_hold_more)
     return model.eval()

@@ -77,6 +77,20 @@ def align(
         text_revision=text_revision,
     )
     processor = load_processor(model)
+    args = TrainingArguments(
+        output_dir=str(output),
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        num_train_epochs=epochs,
+        max_steps=max_steps,
+        warmup_steps=0.1,  # a share of all steps
+        lr_scheduler_type="cosine",
+        weight_decay=0.02,
+        logging_steps=10,
+        save_total_limit=1,
+        report_to="none",
+        seed=seed,
+    )
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
     settings = {
         "processing_version": PROCESSING_VERSION,
@@ -99,20 +113,6 @@ def align(
     begin_run(output / "align.json", settings, goes_on=checkpoint is not None)
     model.print_trainable_parameters()
     before = _retrieval(model, held_out, processor, columns)
-    args = TrainingArguments(
-        output_dir=str(output),
-        per_device_train_batch_size=batch_size,
-        learning_rate=learning_rate,
-        num_train_epochs=epochs,
-        max_steps=max_steps,
-        warmup_steps=0.1,  # a share of all steps
-        lr_scheduler_type="cosine",
-        weight_decay=0.02,
-        logging_steps=10,
-        save_total_limit=1,
-        report_to="none",
-        seed=seed,
-    )
     max_length = longest_text(processor.tokenizer, model.config.text_config)
     collator = ImageTextCollator(processor, max_length=max_length, **columns)
     trainer = ContrastiveTrainer(model, args, train_dataset=rows, data_collator=collator)

@@ -155,6 +155,8 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
     config: CLIPMoEConfig
     base_model_prefix = "clip_moe"
     auto_class = "AutoModel"  # the class of transformers that loads a model saved with its own code
+    # Losses are means over one batch, so the Trainer must divide them by its accumulation steps (transformers #47688).
+    accepts_loss_kwargs = False
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPMoEEncoderLayer", "CLIPVisionEmbeddings"]
     # Otherwise the answer is cached on CLIPPreTrainedModel by whichever model is built first, and inherited here.
     _can_set_experts_implementation_cached_value = True
@@ -173,6 +175,9 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
         """
         classes: tuple[Any, ...] = (type(self), type(self.config))
         before = [cls._auto_class for cls in classes]
+        code = vars(self.config).get("auto_map")
+        if not with_code and type(self)._auto_class is None:
+            vars(self.config).pop("auto_map", None)  # of a save that the code went along with: it does not now
         if with_code:
             self.register_for_auto_class(self.auto_class)
             self.config.register_for_auto_class()
@@ -181,6 +186,9 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
         finally:  # left registered, every later save would hold the code too
             for cls, auto_class in zip(classes, before, strict=True):
                 cls._auto_class = auto_class
+            vars(self.config).pop("auto_map", None)
+            if code is not None:
+                self.config.auto_map = code
 
     @torch.no_grad()
     def _init_weights(self, module):
