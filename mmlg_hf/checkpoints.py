@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from .errors import LearngeneError, first_line
@@ -17,7 +18,7 @@ from .parts import WEIGHTS, WEIGHTS_INDEX
 from .silence import quiet
 
 # What a damaged config or a config of another model makes transformers raise.
-_CONFIG_FAULTS = (
+CONFIG_FAULTS = (
     *(OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError),
     StrictDataclassError,
 )
@@ -41,7 +42,7 @@ def load_config(auto: Any, name: str | os.PathLike, what: str, **kwargs: Any) ->
         return auto.from_pretrained(name, **kwargs)
     except LearngeneError:
         raise
-    except _CONFIG_FAULTS as error:
+    except CONFIG_FAULTS as error:
         raise LearngeneError(f"cannot read the config of {what} {_short(name)}: {first_line(error)}") from error
 
 
@@ -87,10 +88,30 @@ def load_model(
         raise LearngeneError(
             f"the weights of {described} are damaged ({_damage(name) or first_line(error)}): fetch them again"
         ) from error
-    except _CONFIG_FAULTS as error:
+    except CONFIG_FAULTS as error:
         raise LearngeneError(f"cannot load {described}: {first_line(error)}") from error
     check_tensors(model, info, described, may_lack=may_lack, may_hold_more=may_hold_more)
     return model.eval()
+
+
+def read_tensors(path: str | os.PathLike, described: str) -> dict[str, torch.Tensor]:
+    """Read a safetensors file whole.
+
+    Args:
+        described: what the error calls it, such as "model.safetensors of 'FOLDER'".
+
+    Raises:
+        LearngeneError: if there is none, it is damaged, or a value is NaN or infinity.
+    """
+    path = Path(path)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        damage = damage_of(path) if path.is_file() else None
+        raise LearngeneError(f"cannot read {described}: {damage or first_line(error)}") from error
+    for key, tensor in tensors.items():
+        _check_finite(key, tensor, described)
+    return tensors
 
 
 def check_tensors(
@@ -136,8 +157,12 @@ def check_tensors(
 def check_finite(model: Any, described: str) -> None:
     """Refuse a model with a NaN or an infinity in any tensor, naming it."""
     for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
-            raise LearngeneError(f"{key} of {described} holds NaN or infinity: such weights are of no use")
+        _check_finite(key, tensor, described)
+
+
+def _check_finite(key: str, tensor: torch.Tensor, described: str) -> None:
+    if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
+        raise LearngeneError(f"{key} of {described} holds NaN or infinity: such weights are of no use")
 
 
 def _counted(names: list) -> str:

@@ -190,7 +190,6 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
     config: LearngeneConfig
     accepts_loss_kwargs = False  # losses are means over the batch: the Trainer divides them by accumulation steps
     processor = None  # saved along with the gene and its descendants when set
-    accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer divides it by accumulation steps
     named_parameters: Any  # these three are those of the stock class that this is mixed into
     named_buffers: Any
     training: bool

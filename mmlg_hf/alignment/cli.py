@@ -1,5 +1,6 @@
 """`mmlg align`: align an image encoder and a text encoder by training a few per cent of their weights."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +50,9 @@ def align(
     from transformers import TrainingArguments, set_seed
     from transformers.trainer_utils import get_last_checkpoint
 
-    from ..data import find_columns, load_image_text
+    from ..data import find_columns, load_image_text, processor_key
+    from ..identity import PROCESSING_VERSION, begin_run, fingerprint_data, fingerprint_model
+    from ..texts import longest_text
     from ..training import ContrastiveTrainer, ImageTextCollator
     from .joining import align as join
     from .joining import load_processor
@@ -74,8 +77,6 @@ def align(
         text_revision=text_revision,
     )
     processor = load_processor(model)
-    model.print_trainable_parameters()
-    before = _retrieval(model, held_out, processor, columns)
     args = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=batch_size,
@@ -90,10 +91,32 @@ def align(
         report_to="none",
         seed=seed,
     )
-    trainer = ContrastiveTrainer(
-        model, args, train_dataset=rows, data_collator=ImageTextCollator(processor, **columns)
-    )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) if output.is_dir() else None)
+    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    settings = {
+        "processing_version": PROCESSING_VERSION,
+        "seed": seed,
+        "recipe": recipe,
+        "vision_pooling": model.config.vision_pooling,
+        "text_pooling": model.config.text_pooling,
+        "projection_dim": projection_dim,
+        "vision_encoder": fingerprint_model(model.vision_model),
+        "text_encoder": fingerprint_model(model.text_model),
+        "processor": sha256(processor_key(processor).encode()).hexdigest()[:32],
+        **columns,
+        "pairs": len(rows),
+        "data": fingerprint_data(rows, columns.values()),
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "epochs": epochs,
+        "max_steps": max_steps,
+    }
+    begin_run(output / "align.json", settings, goes_on=checkpoint is not None)
+    model.print_trainable_parameters()
+    before = _retrieval(model, held_out, processor, columns)
+    max_length = longest_text(processor.tokenizer, model.config.text_config)
+    collator = ImageTextCollator(processor, max_length=max_length, **columns)
+    trainer = ContrastiveTrainer(model, args, train_dataset=rows, data_collator=collator)
+    trainer.train(resume_from_checkpoint=checkpoint)
     model.save_pretrained(output, trained_only=False if whole else None)
     processor.save_pretrained(output)
     write_card(output, model.config, repo_id=str(output))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForZeroShotImageClassification,
     PreTrainedModel,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
@@ -19,9 +20,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import can_return_tuple
 
+from ..checkpoints import check_finite, load_config
 from ..errors import LearngeneError
 from ..losses import contrastive_loss
-from .pooling import check_pooling, pool_image, pool_text
+from ..texts import pads_to_one_length
+from .bases import choose_dtype, encoder_class
+from .pooling import check_pooling, pad_to_one_length, pool_image, pool_text
 from .recipes import add_trained_modules, mark_trainable, parts_of
 from .report import count_parameters, trainable_table
 from .saving import complete_weights, frozen_names, read_weights
@@ -86,6 +90,10 @@ class DualEncoderModel(VisionTextDualEncoderModel):
     config: DualEncoderConfig
     config_class = DualEncoderConfig
     supports_gradient_checkpointing = True
+    # The loss is a mean over one batch, so the Trainer must divide it by its accumulation steps.
+    accepts_loss_kwargs = False
+    # What training holds the logit scale within; ContrastiveTrainer reads it.
+    logit_scale_range = (MIN_LOGIT_SCALE, MAX_LOGIT_SCALE)
 
     def __init__(
         self,
@@ -93,6 +101,9 @@ class DualEncoderModel(VisionTextDualEncoderModel):
         vision_model: PreTrainedModel | None = None,
         text_model: PreTrainedModel | None = None,
     ) -> None:
+        if config is not None:
+            vision_model = vision_model or encoder_class(config.vision_config)._from_config(config.vision_config)
+            text_model = text_model or encoder_class(config.text_config)._from_config(config.text_config)
         super().__init__(config, vision_model, text_model)
         for modality, encoder in (("vision", self.vision_model), ("text", self.text_model)):
             # A pooler that nothing reads would be trained by no gradient, counted, and missed by distributed training.
@@ -129,11 +140,19 @@ class DualEncoderModel(VisionTextDualEncoderModel):
         Args:
             input_ids: [B, T].
             attention_mask: [B, T]; None means that there is no padding.
+
+        An encoder that reads the state of the last position (SigLIP's) was trained on texts of one length: shorter
+        ones are padded to it here, so that a text's state does not depend on the rest of its batch.
         """
+        own_mask = attention_mask
+        if pads_to_one_length(self.config.text_config):
+            input_ids, own_mask = pad_to_one_length(self.config.text_config, input_ids, attention_mask)
+            attention_mask = None
+            kwargs |= {"position_ids": None, "token_type_ids": None}
         outputs = self.text_model(
             input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **_given(kwargs)
         )
-        pooled = pool_text(self.text_model, outputs, self.config.text_pooling, attention_mask)
+        pooled = pool_text(self.text_model, outputs, self.config.text_pooling, own_mask)
         return _with_pooled(outputs, self.text_projection(pooled))
 
     @can_return_tuple
@@ -171,7 +190,7 @@ class DualEncoderModel(VisionTextDualEncoderModel):
         text_embeds = F.normalize(text_outputs.pooler_output, dim=-1)
         if self.training and self.logit_scale.requires_grad:
             with torch.no_grad():
-                self.logit_scale.clamp_(MIN_LOGIT_SCALE, MAX_LOGIT_SCALE)
+                self.logit_scale.clamp_(*self.logit_scale_range)
         scale = self.logit_scale.exp()
         logits_per_text = text_embeds @ image_embeds.T * scale
         return CLIPOutput(
@@ -216,7 +235,7 @@ class DualEncoderModel(VisionTextDualEncoderModel):
                 self.set_submodule(name, module.get_base_layer())
         if hasattr(self, "peft_config"):
             del self.peft_config
-        self.config.recipe, self.config.vision_base, self.config.text_base = "full", None, None
+        self.config.recipe = "full"
         mark_trainable(self)
         self._keys_to_ignore_on_save = set()
         return self
@@ -276,13 +295,17 @@ class DualEncoderModel(VisionTextDualEncoderModel):
         """
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *args, **kwargs)
-        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
-        config = kwargs.pop("config", None) or cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
-        weights = complete_weights(cls, config, read_weights(pretrained_model_name_or_path, **hub), vision, text, hub)
-        kwargs.setdefault("dtype", config.dtype or torch.float32)  # the pair's own, whatever its encoders' files hold
+        name = os.fspath(pretrained_model_name_or_path)
+        hub = {key: kwargs.pop(key) for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
+        config = kwargs.pop("config", None) or load_config(cls.config_class, name, "the aligned pair", **hub)
+        weights = complete_weights(cls, config, read_weights(name, **hub), vision, text, hub)
+        # The pair's own data type, whatever its encoders' files hold.
+        given = kwargs.pop("torch_dtype", None)
+        kwargs["dtype"] = choose_dtype(kwargs.pop("dtype", given)) or config.dtype or torch.float32
         model = super().from_pretrained(None, *args, config=config, state_dict=weights, **kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
-        loaded.config._name_or_path = os.fspath(pretrained_model_name_or_path)
+        check_finite(loaded, f"the aligned pair {name!r}")
+        loaded.config._name_or_path = loaded.name_or_path = name
         mark_trainable(loaded)
         return model
 
@@ -338,3 +361,4 @@ def _with_pooled(outputs: Any, pooled: Tensor) -> BaseModelOutputWithPooling:
 
 AutoConfig.register(DualEncoderConfig.model_type, DualEncoderConfig, exist_ok=True)
 AutoModel.register(DualEncoderConfig, DualEncoderModel, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(DualEncoderConfig, DualEncoderModel, exist_ok=True)

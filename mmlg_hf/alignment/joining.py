@@ -1,6 +1,8 @@
 """Joining an image encoder and a text encoder into one model: `align`, and the processor that goes with it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import log
 from typing import Any
 
@@ -12,8 +14,9 @@ from transformers import (
     VisionTextDualEncoderProcessor,
 )
 
-from ..errors import LearngeneError
-from .bases import load_encoder, record_base
+from ..errors import LearngeneError, first_line
+from ..texts import check_tokenizer, pads_to_one_length
+from .bases import choose_dtype, load_encoder, record_base
 from .dual_encoder import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE, DualEncoderConfig, DualEncoderModel
 from .pooling import check_pooling, default_pooling
 from .recipes import parts_of
@@ -32,7 +35,7 @@ def align(
     lora_rank: int | None = None,
     vision_revision: str | None = None,
     text_revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str | None = torch.float32,
     **kwargs: Any,
 ) -> DualEncoderModel:
     """Join an image encoder and a text encoder, ready to be aligned by contrastive training (LilT, arXiv 2303.11866).
@@ -42,7 +45,7 @@ def align(
 
     Args:
         vision: a Hub id, a folder or a model: a CLIP vision descendant, ViT, DeiT, DINOv2, Swin, SigLIP, ... A model
-            is taken over as it is, without its head.
+            is taken over without its head, not copied.
         text: the same: a CLIP text descendant, BERT, MiniLM, XLM-R, DistilBERT, ...
         recipe: what trains beside the new projections and the temperature: "full" (all), "lit" (the text encoder),
             "projections" (nothing), "layernorm", "bitfit", "adapters", "lilt" (adapters and LayerNorms), "lora", or
@@ -57,24 +60,32 @@ def align(
         lora_rank: rank of LoRA's updates; None takes 1/24 of each encoder's width.
         vision_revision: branch, tag or commit of `vision` on the Hub; None takes main.
         text_revision: the same of `text`.
-        dtype: data type of encoders loaded by name.
+        dtype: data type of the whole pair, torch's or its name. "auto" keeps the encoders' own, which must be one;
+            None is float32.
         kwargs: `token`, `cache_dir`, `local_files_only`, ... for encoders loaded by name.
+
+    Returns:
+        the pair in training mode, on the accelerator that an encoder is on, else on the CPU.
 
     Raises:
         LearngeneError: if an encoder cannot be loaded, is of the other modality or gives no state to pool, or if a
-            recipe, a pooling or a number is none.
+            recipe, a pooling, a number or a data type is none.
     """
     parts_of(recipe)
+    wanted = choose_dtype(torch.float32 if dtype is None else dtype)
     if not 0.001 <= temperature <= 0.5:
         raise LearngeneError(f"temperature is {temperature}: it takes 0.001 to 0.5, which training keeps it within")
     settings: dict[str, Any] = {}
     encoders: dict[str, PreTrainedModel] = {}
     given = {"vision": (vision, vision_pooling, vision_revision), "text": (text, text_pooling, text_revision)}
     for modality, (source, pooling, revision) in given.items():
-        encoder = load_encoder(source, modality, revision=revision, dtype=dtype, **kwargs)
+        encoder = load_encoder(source, modality, revision=revision, dtype=wanted or "auto", **kwargs)
         encoders[modality] = encoder
         settings[f"{modality}_pooling"] = check_pooling(modality, pooling or default_pooling(modality, encoder.config))
         settings[f"{modality}_base"] = record_base(source, encoder, modality, **kwargs)
+    if not isinstance(text, PreTrainedModel) and pads_to_one_length(encoders["text"].config):
+        _take_padding(encoders["text"].config, text, text_revision, kwargs)
+    device, dtype = _one_device(encoders), wanted or _one_dtype(encoders)
     config = DualEncoderConfig.from_vision_text_configs(
         encoders["vision"].config,
         encoders["text"].config,
@@ -86,16 +97,65 @@ def align(
         **settings,
     )
     model = DualEncoderModel(config, encoders["vision"], encoders["text"])
+    try:
+        model.to(device=device, dtype=dtype)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise LearngeneError(f"the encoders cannot be brought to {dtype} on {device}: {first_line(error)}") from error
     _check_encoders(model)
-    return model
+    return model.train()
+
+
+def _one_dtype(encoders: dict[str, PreTrainedModel]) -> torch.dtype:
+    own = {modality: str(encoder.dtype).removeprefix("torch.") for modality, encoder in encoders.items()}
+    if len(set(own.values())) > 1:
+        raise LearngeneError(
+            f'dtype is "auto", and the vision encoder is in {own["vision"]}, the text encoder in {own["text"]}: name '
+            "the one that the pair shall have"
+        )
+    return encoders["vision"].dtype
+
+
+def _one_device(encoders: dict[str, PreTrainedModel]) -> torch.device:
+    """The accelerator that one encoder or both are on, else the device of both."""
+    devices = {modality: {value.device for value in encoder.parameters()} for modality, encoder in encoders.items()}
+    together = set().union(*devices.values())
+    accelerators = together - {torch.device("cpu")}
+    if len(accelerators) > 1 or (len(together) > 1 and torch.device("meta") in together):
+        told = ", the ".join(f"{modality} encoder on {_listed(found)}" for modality, found in devices.items())
+        raise LearngeneError(f"the {told}: load both on one device")
+    return next(iter(accelerators or together))
+
+
+def _listed(devices: set[torch.device]) -> str:
+    return " and ".join(sorted(map(str, devices)))
+
+
+def _take_padding(config: Any, source: str | os.PathLike, revision: str | None, kwargs: dict[str, Any]) -> None:
+    """Take the padding token from the tokenizer beside an encoder that reads it: its config may hold another's."""
+    hub = {name: value for name, value in kwargs.items() if name in ("token", "cache_dir", "local_files_only")}
+    try:
+        padding = AutoTokenizer.from_pretrained(source, revision=revision, **hub).pad_token_id
+    except (OSError, ValueError):
+        return  # load_processor takes it from the tokenizer that it is given
+    config.pad_token_id = config.pad_token_id if padding is None else padding
+
+
+@contextmanager
+def _evaluating(model: DualEncoderModel) -> Iterator[None]:
+    """Put a model in evaluation mode, and every module back into its own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _check_encoders(model: DualEncoderModel) -> None:
     """Embed a blank image and a blank text, so that an encoder that cannot be pooled is met here."""
     if model.logit_scale.is_meta:
         return
-    mode = model.training
-    model.eval()
     tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     probes = {
         "vision": lambda: model.get_image_features(_blank_image(model)),
@@ -104,18 +164,16 @@ def _check_encoders(model: DualEncoderModel) -> None:
     for modality, probe in probes.items():
         encoder = getattr(model, f"{modality}_model")
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _evaluating(model):
                 probe()
         except LearngeneError:
             raise
         except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
             pooling = getattr(model.config, f"{modality}_pooling")
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise LearngeneError(
                 f"the {modality} encoder {type(encoder).__name__} gives no usable state with "
-                f"{modality}_pooling={pooling!r} ({reason}): choose another pooling or another encoder"
+                f"{modality}_pooling={pooling!r} ({first_line(error)}): choose another pooling or another encoder"
             ) from error
-    model.train(mode)
 
 
 def _blank_image(model: DualEncoderModel) -> torch.Tensor:
@@ -136,6 +194,8 @@ def load_processor(
         tokenizer: a tokenizer, or where to load one; None takes the text encoder's recorded place.
         kwargs: `token`, `cache_dir`, `local_files_only`, ...
 
+    A SigLIP text encoder, which reads padding, learns from the tokenizer what the model is to pad with.
+
     Raises:
         LearngeneError: if one cannot be found, the images it makes are not of the size that the encoder takes, or the
             tokenizer is not the text encoder's.
@@ -145,7 +205,10 @@ def load_processor(
     )
     tokenizer = _load_part(AutoTokenizer, tokenizer, "tokenizer", model.config.text_base, kwargs)
     _check_image_processor(model, image_processor)
-    _check_tokenizer(model, tokenizer)
+    text_config = model.config.text_config
+    check_tokenizer(tokenizer, text_config)
+    if pads_to_one_length(text_config) and tokenizer.pad_token_id is not None:
+        text_config.pad_token_id = tokenizer.pad_token_id  # the pair pads shorter texts with it
     return VisionTextDualEncoderProcessor(image_processor, tokenizer)
 
 
@@ -160,8 +223,8 @@ def _load_part(auto: Any, given: Any, name: str, base: dict[str, Any] | None, kw
     revision = (base or {}).get("revision") if given is None else None
     try:
         return auto.from_pretrained(source, revision=revision, **kwargs)
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = first_line(error)
         raise LearngeneError(f"no {name} can be loaded from {source!r} ({reason}): pass {name}=...") from error
 
 
@@ -179,7 +242,7 @@ def _check_image_processor(model: DualEncoderModel, image_processor: Any) -> Non
 
     pixels = image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _evaluating(model):
             model.get_image_features(pixels.to(model.device, model.dtype))
     except (ValueError, RuntimeError) as error:
         wanted = getattr(model.config.vision_config, "image_size", None)
@@ -187,18 +250,3 @@ def _check_image_processor(model: DualEncoderModel, image_processor: Any) -> Non
             f"the image processor makes images of {list(pixels.shape[1:])}, which the image encoder does not take: "
             f"its image_size is {wanted}. Set the processor's size, or pass the encoder's own"
         ) from error
-
-
-def _check_tokenizer(model: DualEncoderModel, tokenizer: Any) -> None:
-    config = model.config.text_config
-    if len(tokenizer) > config.vocab_size:
-        raise LearngeneError(
-            f"the tokenizer has {len(tokenizer)} tokens and the text encoder embeddings for {config.vocab_size}: it "
-            "is another encoder's tokenizer"
-        )
-    # 2 is what OpenAI's CLIP configs hold, and means the largest token.
-    if config.model_type == "clip_text_model" and config.eos_token_id not in (2, tokenizer.eos_token_id):
-        raise LearngeneError(
-            f"the tokenizer ends texts with token {tokenizer.eos_token_id} and the text encoder reads the state at "
-            f"token {config.eos_token_id}: it is another encoder's tokenizer"
-        )

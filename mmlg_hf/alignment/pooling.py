@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..errors import LearngeneError
@@ -97,6 +98,35 @@ def pool_text(encoder: Any, outputs: Any, pooling: str, attention_mask: Tensor |
     present = attention_mask.bool()
     chosen = present.int().argmax(dim=1) if pooling == "class" else (positions * present).argmax(dim=1)
     return states[torch.arange(len(states), device=states.device), chosen]
+
+
+def pad_to_one_length(config: Any, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Pad texts to all the positions of an encoder that reads its last one, as it was trained.
+
+    Args:
+        config: the text encoder's, with its `max_position_embeddings` and `pad_token_id`.
+        input_ids: [B, T], padded on the right.
+        attention_mask: [B, T]; None tells padding by its token.
+
+    Returns:
+        the ids, and the mask of what is no padding, both [B, max_position_embeddings].
+
+    Raises:
+        LearngeneError: if texts are to be padded and the encoder has no padding token.
+    """
+    missing = config.max_position_embeddings - input_ids.shape[1]
+    padding = config.pad_token_id
+    if missing > 0 and padding is None:
+        raise LearngeneError(
+            f"the text encoder reads the state of its last position and has no pad_token_id: pad texts to "
+            f"{config.max_position_embeddings} tokens, or set config.text_config.pad_token_id"
+        )
+    if attention_mask is None:
+        attention_mask = (input_ids != padding).long() if padding is not None else torch.ones_like(input_ids)
+    if missing > 0:
+        input_ids = functional.pad(input_ids, (0, missing), value=padding)
+        attention_mask = functional.pad(attention_mask, (0, missing), value=0)
+    return input_ids, attention_mask
 
 
 def _last_hidden_state(encoder: Any, outputs: Any) -> Tensor:

@@ -1,23 +1,23 @@
 """Saving an aligned pair without its frozen weights, and putting it together again."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
-from ..errors import LearngeneError
+from ..checkpoints import read_tensors
+from ..errors import LearngeneError, first_line
 from .bases import check_base, load_base
 
 if TYPE_CHECKING:
     from .dual_encoder import DualEncoderConfig, DualEncoderModel
 
-_WEIGHTS = "model.safetensors"
+_WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def frozen_names(model: nn.Module) -> set[str]:
@@ -32,17 +32,32 @@ def frozen_names(model: nn.Module) -> set[str]:
 
 
 def read_weights(name: str | os.PathLike, **hub: Any) -> dict[str, Tensor]:
-    """Read the saved tensors of a folder or of a Hub repository.
+    """Read the saved tensors of a folder or of a Hub repository, in one file or in several.
 
     Raises:
         LearngeneError: if there is no such file, or it is damaged.
     """
+    name = os.fspath(name)
     try:
-        path = cached_file(os.fspath(name), _WEIGHTS, **hub)
-        return load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LearngeneError(f"cannot read {_WEIGHTS} of {os.fspath(name)!r}: {reason}") from error
+        files = [str(cached_file(name, _WEIGHTS, **hub))]
+    except (OSError, ValueError) as error:
+        files = _shards(name, hub)
+        if not files:
+            raise LearngeneError(f"cannot read {_WEIGHTS} of {name!r}: {first_line(error)}") from error
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights |= read_tensors(file, f"{Path(file).name} of {name!r}")
+    return weights
+
+
+def _shards(name: str, hub: dict[str, Any]) -> list[str]:
+    """The files of weights that were saved in several; none where there is no index."""
+    try:
+        index = Path(str(cached_file(name, _WEIGHTS_INDEX, **hub)))
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return [str(cached_file(name, shard, **hub)) for shard in shards]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def complete_weights(
@@ -58,8 +73,13 @@ def complete_weights(
     Raises:
         LearngeneError: if an encoder is missing or another one, or if the tensors do not fit the config.
     """
-    with torch.device("meta"):
-        expected = {name: value.shape for name, value in cls(config).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            expected = {name: value.shape for name, value in cls(config).state_dict().items()}
+    except LearngeneError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise LearngeneError(f"no aligned pair can be made from its config: {first_line(error)}") from error
     weights = dict(saved)
     # The pair's own revision is none of the encoders'.
     hub = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
@@ -69,7 +89,7 @@ def complete_weights(
         if not missing:
             continue
         record = getattr(config, f"{modality}_base")
-        encoder = load_base(record, modality, replacement, **hub)
+        encoder, gene = load_base(record, modality, replacement, **hub)
         base = encoder.state_dict()
         # Wrapped modules keep their weights one level deeper than the encoder alone does.
         found = {name: base.get(name.removeprefix(prefix).replace(".base_layer.", ".")) for name in missing}
@@ -80,7 +100,7 @@ def complete_weights(
                 f"{encoder.config.name_or_path!r}: {_listed(strange)} missing there or of another shape. Give the one "
                 f"it was trained on with from_pretrained(..., {modality}=...)"
             )
-        check_base(encoder, record, modality)
+        check_base(encoder, gene, record, modality)
         weights |= found
     _check_fit(weights, expected)
     return weights

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import LearngeneError
+from ..errors import LearngeneError, first_line
 
 app = typer.Typer(
     help="Turn a CLIP into a mixture of experts: diversify, then upcycle, then train-router.", no_args_is_help=True
@@ -137,8 +137,10 @@ def _processor(name: str) -> Any:
 
     try:
         return AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise LearngeneError(f"{name!r} has no processor beside the model: save its CLIPProcessor there") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LearngeneError(
+            f"{name!r} has no processor beside the model ({first_line(error)}): save its CLIPProcessor there"
+        ) from error
 
 
 def _inputs(
@@ -150,7 +152,7 @@ def _inputs(
     processor = _processor(name)
     rows: Any = load_image_text(data, split)
     if limit is not None:
-        rows = rows.select(range(min(limit, len(rows))))
+        rows = rows.take(limit)
     return processor, process_pairs(rows, processor, image_column=image_column, text_column=text_column)
 
 

@@ -6,8 +6,6 @@ so far, so what tells them apart must be something else (CLIP-MoE, arXiv 2409.19
 """
 
 import copy
-import hashlib
-import json
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -15,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import CLIPModel, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, has_length
 from transformers.utils import logging
 
-from ..errors import LearngeneError
+from ..errors import LearngeneError, first_line
+from ..identity import begin_run, fingerprint_model
 from ..training import ContrastiveTrainer, ImageTextCollator
+from ..writing import whole_file, whole_folder, write_json
 from .clusters import ClusterReport, ClusterSampler, accumulate, cluster_pairs, embed_pairs, report_clusters
 from .plots import plot_clusters
+from .rows import check_rows, describe_rows
 from .upcycling import load_dense_clip
 
 logger = logging.get_logger(__name__)
@@ -94,7 +96,8 @@ def diversify(
     inside a stage too (if `args` saves checkpoints); with a larger `num_experts` it adds stages.
 
     Args:
-        base: a Hub id, a folder or a `CLIPModel`; a model that is given is left as it was.
+        base: a Hub id, a folder or a `CLIPModel`; a model that is given is left as it was. It is trained in float32,
+            in which alone steps as small as these count.
         dataset: rows for the collator, with a length: a `datasets.Dataset`, raw or processed.
         args: hyperparameters, and the folder that all goes to.
         processor: a `CLIPProcessor`; saved beside each expert. None if there is a `data_collator`.
@@ -104,10 +107,13 @@ def diversify(
         The folders of the experts.
 
     Raises:
-        LearngeneError: a base that is a mixture, fewer pairs than clusters, clusters too small for a batch, a stream,
-            or a folder that holds a run with other settings (naming the first).
+        LearngeneError: a base that is a mixture or damaged, fewer pairs than clusters, clusters too small for a batch,
+            a stream, or a folder that holds a run with other settings (naming the first).
     """
-    dense = load_dense_clip(base)
+    dense = load_dense_clip(base, dtype=torch.float32)
+    if dense.dtype != torch.float32:
+        dense = copy.deepcopy(dense).float()
+    check_rows(dataset)
     if not has_length(dataset):
         raise LearngeneError(
             "the dataset is a stream: clustering needs all rows, so load it whole or take a part of it"
@@ -121,17 +127,18 @@ def diversify(
             f"there are {len(dataset)} pairs for {args.num_clusters} clusters: give more data or fewer clusters"
         )
     output = Path(args.output_dir)
-    _check_settings(output / "diversify.json", _settings(dense, dataset, args))
+    goes_on = (output / "diversify.json").exists() or any(output.glob("stage-*"))
+    begin_run(output / "diversify.json", _settings(dense, dataset, args, data_collator), goes_on=goes_on)
     experts: list[Path] = []
     labels: np.ndarray | None = None
     reports: list[ClusterReport] = []
     for stage in range(1, args.num_experts):
         folder = output / f"stage-{stage}"
         if (folder / "stage.json").exists():
-            labels = np.load(folder / "clusters.npy")
+            labels = _read_labels(folder / "clusters.npy", len(dataset))
             reports.append(report_clusters(labels, _global_batch(args), stage, args.max_dropped))
         else:
-            previous = CLIPModel.from_pretrained(experts[-1]) if experts else copy.deepcopy(dense)
+            previous = load_dense_clip(experts[-1] if experts else copy.deepcopy(dense))
             labels, report = _find_clusters(previous, dataset, data_collator, args, labels, folder, stage)
             reports.append(report)
             _train_stage(copy.deepcopy(dense), dataset, data_collator, args, labels, report, folder, processor)
@@ -147,41 +154,19 @@ def _global_batch(args: TrainingArguments) -> int:
     return args.train_batch_size * args.world_size
 
 
-def _settings(base: CLIPModel, dataset: Any, args: DiversifyArguments) -> dict[str, Any]:
+def _settings(base: CLIPModel, dataset: Any, args: DiversifyArguments, data_collator: Any) -> dict[str, Any]:
     """Everything that must not change between the stages of one run."""
-    digest = hashlib.sha256()
-    for tensor in base.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().view(-1).float().numpy().tobytes())
     names = ("num_clusters", "learning_rate", "weight_decay", "num_train_epochs", "max_steps", "seed")
     return {
-        "base": digest.hexdigest(),
         "pairs": len(dataset),
         "batch_size": _global_batch(args),
         "label_smoothing_factor": args.label_smoothing_factor,
         **{name: getattr(args, name) for name in names},
+        "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        "warmup_steps": args.warmup_steps,
+        "base": fingerprint_model(base),
+        **describe_rows(dataset, data_collator),
     }
-
-
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Write the settings of a new run, or refuse to go on with a run that was begun with others."""
-    if path.exists():
-        begun = json.loads(path.read_text())
-        for name, value in settings.items():
-            if begun.get(name) != value:
-                raise LearngeneError(
-                    f"{str(path.parent)!r} holds a run with {name} {begun.get(name)!r}, now it is {value!r}: go on "
-                    "with the same settings, or give another output folder"
-                )
-    PartialState().wait_for_everyone()
-    if PartialState().is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(path, settings)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1))
-    part.replace(path)
 
 
 def _find_clusters(
@@ -202,17 +187,28 @@ def _find_clusters(
         if PartialState().is_main_process:
             found = [accumulate(earlier, cluster_pairs(*embeds, args.num_clusters, args.seed))]
             folder.mkdir(parents=True, exist_ok=True)
-            np.save(folder / "clusters.part.npy", found[0])
-            (folder / "clusters.part.npy").replace(path)
+            with whole_file(path) as partial:
+                np.save(partial, found[0])
         labels = broadcast_object_list(found)[0]
     else:
-        labels = np.load(path)
+        labels = _read_labels(path, len(dataset))
     report = report_clusters(labels, _global_batch(args), stage, args.max_dropped)
     logger.info(
         f"stage {stage}: {len(report.sizes)} clusters of {report.sizes[-1]} to {report.sizes[0]} pairs, "
         f"{report.dropped_share:.1%} of the pairs dropped"
     )
     return labels, report
+
+
+def _read_labels(path: Path, rows: int) -> np.ndarray:
+    """Read the cluster of each row that an earlier run found."""
+    try:
+        labels = np.load(path)
+        if labels.shape != (rows,):
+            raise ValueError(f"it has the shape {list(labels.shape)} for {rows} pairs")
+    except (OSError, ValueError, EOFError) as error:
+        raise LearngeneError(f"{str(path)!r} is damaged ({first_line(error)}): remove its stage's folder") from error
+    return labels
 
 
 def _train_stage(
@@ -232,13 +228,11 @@ def _train_stage(
     checkpoint = get_last_checkpoint(stage_args.output_dir) if Path(stage_args.output_dir).exists() else None
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
-        part = folder / "expert.part"
-        trainer.accelerator.unwrap_model(model).save_pretrained(part)
-        if processor is not None:
-            processor.save_pretrained(part)
-        shutil.rmtree(folder / "expert", ignore_errors=True)
-        part.replace(folder / "expert")
+        with whole_folder(folder / "expert") as ready:
+            trainer.accelerator.unwrap_model(model).save_pretrained(ready)
+            if processor is not None:
+                processor.save_pretrained(ready)
         record = report.as_dict() | {"steps": result.global_step, "loss": result.training_loss}
-        _write_json(folder / "stage.json", record | {"seconds": result.metrics["train_runtime"]})
+        write_json(folder / "stage.json", record | {"seconds": result.metrics["train_runtime"]}, indent=1)
         shutil.rmtree(stage_args.output_dir, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()

@@ -156,7 +156,6 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
     base_model_prefix = "clip_moe"
     accepts_loss_kwargs = False  # losses are means over the batch: the Trainer divides them by accumulation steps
     auto_class = "AutoModel"  # the class of transformers that loads a model saved with its own code
-    accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer divides it by accumulation steps
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPMoEEncoderLayer", "CLIPVisionEmbeddings"]
     # Otherwise the answer is cached on CLIPPreTrainedModel by whichever model is built first, and inherited here.
     _can_set_experts_implementation_cached_value = True
@@ -173,6 +172,7 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
             with_code: also save the code that loads the model, with `trust_remote_code=True`, where this package is
                 not installed.
         """
+        # As `remote_code.code_saved_along` does, which code that goes along with a mixture cannot import.
         classes: tuple[Any, ...] = (type(self), type(self.config))
         before, auto_map = [cls._auto_class for cls in classes], self.config.__dict__.pop("auto_map", None)
         if with_code:
@@ -180,7 +180,7 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
             self.config.register_for_auto_class()
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
-        finally:  # left registered, every later save would hold the code too, or name it where it is not
+        finally:
             for cls, auto_class in zip(classes, before, strict=True):
                 cls._auto_class = auto_class
             self.config.__dict__.pop("auto_map", None)

@@ -1,6 +1,5 @@
 """Train the routers of a CLIP mixture of experts, and record how the experts are used."""
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,12 +7,19 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint, has_length
 
+from ..checkpoints import check_finite, load_model
 from ..errors import LearngeneError
+from ..identity import begin_run, check_same_run, fingerprint_model, read_run
 from ..training import ContrastiveTrainer
+from ..writing import write_json
 from .modeling_clip_moe import CLIPMoEModel
 from .plots import plot_expert_usage
+from .rows import check_rows, describe_rows
 from .upcycling import ENCODERS, model_type_of
+
+RECORD = "router.json"
 
 
 @dataclass
@@ -129,21 +135,27 @@ def train_router(
         args: hyperparameters, and the folder that all goes to.
         processor: a `CLIPProcessor`, saved beside the model; None if there is a `data_collator`.
         data_collator: None makes an `ImageTextCollator` around the processor.
-        resume_from_checkpoint: as in `Trainer.train`.
+        resume_from_checkpoint: as in `Trainer.train`; the checkpoint's run must have been begun with the same model,
+            data and hyperparameters.
 
     Returns:
         The trained mixture, in evaluation mode, all of it trainable again.
 
     Raises:
-        LearngeneError: if the model is no CLIP mixture of experts, or neither a processor nor a collator is given.
+        LearngeneError: if the model is no CLIP mixture of experts or is damaged, neither a processor nor a collator is
+            given, or the checkpoint is of another run (naming the first setting that differs).
     """
     if isinstance(model, (str, os.PathLike)):
         found = model_type_of(model)
         if found != "clip_moe":
             raise LearngeneError(f"{os.fspath(model)!r} is of type {found!r}, not a mixture: make one with `upcycle`")
-        model = CLIPMoEModel.from_pretrained(model)
+        model = load_model(CLIPMoEModel, model, "the mixture", dtype=torch.float32)
     if not isinstance(model, CLIPMoEModel):
         raise LearngeneError(f"a {type(model).__name__} has no routers to train: make a mixture with `upcycle`")
+    check_finite(model, "the mixture")
+    check_rows(dataset)
+    if not has_length(dataset) and args.max_steps < 1:
+        raise LearngeneError("the dataset is a stream, whose end is not known: give max_steps")
     trainer = RouterTrainer(
         model,
         args,
@@ -152,11 +164,45 @@ def train_router(
         processing_class=processor,
         train_experts=args.train_experts,
     )
-    trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+    checkpoint = _checkpoint(args, resume_from_checkpoint)
+    settings = _settings(model, dataset, args, trainer.data_collator)
+    if checkpoint is not None:
+        check_same_run(read_run(checkpoint.parent / RECORD), settings, checkpoint.parent)
+    begin_run(Path(args.output_dir) / RECORD, settings, goes_on=_last_checkpoint(args) is not None)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
     history = usage_history(trainer.state.log_history)
     if trainer.is_world_process_zero() and history:
         output = Path(args.output_dir)
-        (output / "expert_usage.json").write_text(json.dumps(history))
+        write_json(output / "expert_usage.json", history, indent=None)
         plot_expert_usage(history, output / "expert_usage.png")
     return model.requires_grad_(True).eval()
+
+
+def _checkpoint(args: RouterArguments, wanted: str | bool | None) -> Path | None:
+    """The checkpoint to go on from, None to start."""
+    if not wanted:
+        return None
+    found = _last_checkpoint(args) if wanted is True else wanted
+    if found is None or not Path(found).is_dir():
+        where = f"in {args.output_dir!r}" if wanted is True else f"{os.fspath(wanted)!r}"
+        raise LearngeneError(
+            f"there is no checkpoint {where} to go on from: leave resume_from_checkpoint out to start"
+        )
+    return Path(found)
+
+
+def _last_checkpoint(args: RouterArguments) -> str | None:
+    return get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
+
+
+def _settings(model: CLIPMoEModel, dataset: Any, args: RouterArguments, data_collator: Any) -> dict[str, Any]:
+    """Everything that makes a run what it is."""
+    names = ("train_experts", "learning_rate", "weight_decay", "warmup_steps", "num_train_epochs", "max_steps", "seed")
+    return {
+        **{name: getattr(args, name) for name in names},
+        "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        "batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        "model": fingerprint_model(model),
+        **describe_rows(dataset, data_collator),
+    }

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, CLIPConfig, CLIPModel
 
+from ..checkpoints import check_finite, load_config, load_model
 from ..errors import LearngeneError
+from ..identity import computed_fields
 from .configuration_clip_moe import CLIPMoEConfig
 from .modeling_clip_moe import CLIPMoEModel
 
@@ -20,6 +22,12 @@ EXPERT_TENSORS = {
     "fc2.bias": "experts.down_proj_bias",
 }
 ENCODERS = ("vision", "text")
+# Fields of an encoder's config beside those that the identity leaves out that do not change what its tensors compute:
+# where it comes from, labels, how tensors are drawn, dropped out in training or returned.
+_NOT_COMPUTED = (
+    "learngene", "id2label", "label2id", "problem_type", "initializer_factor", "initializer_range",
+    "attention_dropout", "output_hidden_states", "output_attentions", "return_dict", "use_cache",
+)  # fmt: skip
 
 
 def load_dense_clip(model: str | os.PathLike | CLIPModel, **kwargs: Any) -> CLIPModel:
@@ -29,20 +37,23 @@ def load_dense_clip(model: str | os.PathLike | CLIPModel, **kwargs: Any) -> CLIP
         kwargs: passed on to `CLIPModel.from_pretrained` (`revision`, `token`, `dtype`, ...).
 
     Raises:
-        LearngeneError: if it is a mixture already, or no CLIP.
+        LearngeneError: if it is a mixture already, no CLIP, damaged, or holds NaN.
     """
     if isinstance(model, (str, os.PathLike)):
         name, model_type = repr(os.fspath(model)), model_type_of(model, **kwargs)
-    else:
+    elif hasattr(model, "config"):
         name, model_type = f"the {type(model).__name__}", str(model.config.model_type)
+    else:
+        raise LearngeneError(f"the CLIP is a {type(model).__name__}: give a Hub id, a folder or a CLIPModel")
     if model_type == CLIPMoEConfig.model_type:
         raise LearngeneError(f"{name} is a mixture of experts already: give the dense CLIP it was made from")
     if model_type != CLIPConfig.model_type:
         raise LearngeneError(f"{name} is of type {model_type!r}: upcycling takes a CLIPModel (type 'clip')")
     if isinstance(model, (str, os.PathLike)):
-        return CLIPModel.from_pretrained(model, **kwargs)
+        return load_model(CLIPModel, model, "the CLIP", **kwargs)
     if not isinstance(model, CLIPModel):
         raise LearngeneError(f"{name} has no text encoder or no image encoder: upcycling takes a whole CLIPModel")
+    check_finite(model, name)
     return model
 
 
@@ -53,11 +64,7 @@ def model_type_of(name: str | os.PathLike, **kwargs: Any) -> str:
         LearngeneError: if there is no readable configuration.
     """
     hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
-    try:
-        return AutoConfig.from_pretrained(name, **hub).model_type
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LearngeneError(f"cannot read a model's configuration from {os.fspath(name)!r}: {reason}") from error
+    return load_config(AutoConfig, name, "the model", **hub).model_type
 
 
 def moe_config(
@@ -110,11 +117,13 @@ def upcycle(
         seed: seeds the routers; the global random state is left as it was.
 
     Returns:
-        The mixture in the base's dtype, in evaluation mode. It shares no tensor with what was given.
+        The mixture in evaluation mode, on the base's device and in its dtype, or in a wider one that holds all experts
+        without rounding. It shares no tensor with what was given.
 
     Raises:
-        LearngeneError: k above E, no expert, a base or an expert that is a mixture already or no CLIP, experts of
-            other shapes, or experts that differ outside the chosen MLPs (naming the first such tensor).
+        LearngeneError: k above E, no expert, a base or an expert that is a mixture already, no CLIP or damaged,
+            experts of other shapes, with other fields in their config that change what is computed (naming the first),
+            or that differ outside the chosen MLPs (naming the first such tensor).
     """
     num_experts = len(experts) + 1
     if num_experts < 2:
@@ -137,9 +146,11 @@ def upcycle(
         text_layers=text_layers,
         router_aux_loss_coef=router_aux_loss_coef,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        mixture = CLIPMoEModel(config).to(dense.dtype)
+    # The CPU's generator alone is seeded and put back: torch.manual_seed would seed the accelerator's too.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        mixture = CLIPMoEModel(config)
+    mixture.to(device=dense.device, dtype=dense.dtype)
     _fill(mixture, dense, experts)
     return mixture.eval()
 
@@ -158,19 +169,36 @@ def expert_tensors(config: CLIPMoEConfig) -> dict[str, str]:
 @torch.no_grad()
 def _fill(mixture: CLIPMoEModel, dense: CLIPModel, experts: Sequence[str | os.PathLike | CLIPModel]) -> None:
     """Copy the base's and the experts' tensors into the mixture, holding one expert in memory at a time."""
-    target, source = mixture.state_dict(), dense.state_dict()
+    source = dense.state_dict()
     routed = expert_tensors(mixture.config)
+    target = mixture.state_dict()
     for name, tensor in source.items():
-        target[f"{routed[name]}" if name in routed else name].copy_(tensor)  # a stack takes it for every expert
+        target[routed.get(name, name)].copy_(tensor)  # a stack takes it for every expert
     for index, given in enumerate(experts, start=1):
         label = repr(os.fspath(given)) if isinstance(given, (str, os.PathLike)) else f"number {index}"
-        expert = load_dense_clip(given).state_dict()
-        _check_expert(label, expert, source, routed)
+        expert = load_dense_clip(given)
+        _check_tensors(label, expert.state_dict(), source, routed)
+        _check_config(label, expert.config, dense.config)
+        mixture.to(torch.promote_types(mixture.dtype, expert.dtype))
+        target, tensors = mixture.state_dict(), expert.state_dict()
         for name, stack in routed.items():
-            target[stack][index].copy_(expert[name])
+            target[stack][index].copy_(tensors[name])
 
 
-def _check_expert(label: str, expert: dict[str, Tensor], base: dict[str, Tensor], routed: dict[str, str]) -> None:
+def _check_config(label: str, expert: CLIPConfig, base: CLIPConfig) -> None:
+    """Refuse an expert whose config makes the same tensors compute something else."""
+    configs = [computed_fields(config.to_dict()) for config in (base, expert)]
+    for part in ("vision_config", "text_config"):
+        ours, theirs = (config[part] for config in configs)
+        for name in sorted(ours.keys() | theirs.keys()):
+            if name not in _NOT_COMPUTED and ours.get(name) != theirs.get(name):
+                raise LearngeneError(
+                    f"expert {label} has {part}.{name} {theirs.get(name)!r}, the base {ours.get(name)!r}: experts are "
+                    "fine-tunes of the base itself"
+                )
+
+
+def _check_tensors(label: str, expert: dict[str, Tensor], base: dict[str, Tensor], routed: dict[str, str]) -> None:
     """Refuse an expert of other shapes, or one that differs from the base outside the routed MLPs."""
     odd = sorted(base.keys() ^ expert.keys())
     if odd:
@@ -183,11 +211,17 @@ def _check_expert(label: str, expert: dict[str, Tensor], base: dict[str, Tensor]
                 f"expert {label} has {name!r} of shape {list(other.shape)}, the base {list(tensor.shape)}: experts "
                 "are fine-tunes of the base itself"
             )
-        if name not in routed and not torch.equal(other.to(tensor), tensor):
+        wider = torch.promote_types(other.dtype, tensor.dtype)
+        if name not in routed and not torch.equal(other.to(tensor.device, wider), tensor.to(wider)):
             raise LearngeneError(
-                f"expert {label} differs from the base in {name!r}: experts may differ only in the MLPs of the "
-                "chosen layers, so fine-tune them with everything else frozen (`mmlg moe diversify` does)"
+                f"expert {label} ({_dtype(other)}) differs from the base ({_dtype(tensor)}) in {name!r}: experts may "
+                "differ only in the MLPs of the chosen layers, so fine-tune them with everything else frozen (`mmlg "
+                "moe diversify` does), and save them in a data type that does not round the base"
             )
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:

@@ -207,7 +207,7 @@ def test_an_interrupted_run_goes_on_to_the_same_experts(run, tmp_path, monkeypat
 
 def test_other_settings_in_a_folder_that_holds_a_run_are_refused_by_name(run):
     base, folder, _ = run
-    with pytest.raises(LearngeneError, match=r"learning_rate 0\.01, now it is 0\.1"):
+    with pytest.raises(LearngeneError, match=r"learning rate 0\.01, now it is 0\.1"):
         diversify(base, pico_pairs(48), arguments(folder, learning_rate=0.1), processor=pico_processor())
     with pytest.raises(LearngeneError, match="pairs 48, now it is 40"):
         diversify(base, pico_pairs(40), arguments(folder), processor=pico_processor())
