@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Image, IterableDataset
+from datasets import Array2D, Array3D, Array4D, Array5D, Dataset, Image, IterableDataset
 
 from .errors import LearngeneError
 
 # Raised whenever our own code makes other tensors of the same data, so that kept ones are not used again.
 PROCESSING_VERSION = 2
 _STREAMED_ROWS = 8
+_ARRAYS = (Array2D, Array3D, Array4D, Array5D)
 # Fields of a config that do not change what its model computes.
 _NOT_COMPUTED = (
     "_name_or_path", "_commit_hash", "transformers_version", "architectures", "torch_dtype", "dtype",
@@ -25,8 +26,12 @@ _NOT_COMPUTED = (
 
 
 def fingerprint_model(model: torch.nn.Module) -> str:
-    """Hash every value of a model's weights, and its config: 32 hexadecimal digits."""
-    digest = hashlib.sha256()
+    """Hash every value of a model's weights, its class and its config: 32 hexadecimal digits.
+
+    The same for a model in memory and one that was saved and loaded; what a config says of names, versions and files
+    does not count.
+    """
+    digest = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -39,6 +44,8 @@ def fingerprint_model(model: torch.nn.Module) -> str:
 def _computed(config: Any) -> Any:
     if isinstance(config, Mapping):
         return {str(key): _computed(value) for key, value in config.items() if key not in _NOT_COMPUTED}
+    if isinstance(config, (list, tuple)):
+        return [_computed(value) for value in config]
     return config
 
 
@@ -59,10 +66,18 @@ def fingerprint_data(dataset: Any, columns: Iterable[str] | None = None) -> str:
         for name, feature in dataset.features.items():
             if isinstance(feature, Image):
                 dataset = dataset.cast_column(name, Image(decode=False))
-    rows = dataset.with_format(None) if isinstance(dataset, Dataset) else islice(iter(dataset), _STREAMED_ROWS)
+    rows = _plain_rows(dataset) if isinstance(dataset, Dataset) else islice(iter(dataset), _STREAMED_ROWS)
     for row in rows:
         _update(digest, {name: row.get(name) for name in names} if names else row)
     return digest.hexdigest()[:32]
+
+
+def _plain_rows(dataset: Dataset) -> Dataset:
+    """Rows as Python values, whatever their format; pixels as arrays, since as lists they take a thousand times."""
+    arrays = [name for name, feature in dataset.features.items() if isinstance(feature, _ARRAYS)]
+    if not arrays:
+        return dataset.with_format(None)
+    return dataset.with_format("numpy", columns=arrays, output_all_columns=True)
 
 
 def _update(digest: Any, value: Any) -> None:

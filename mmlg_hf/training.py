@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.tokenization_utils_base import LARGE_INTEGER
-from transformers.trainer_utils import has_length
 
+from .batches import WholeBatchTrainer
 from .data import find_columns, open_image
 from .errors import LearngeneError
 from .losses import contrastive_loss
@@ -132,7 +132,7 @@ class _ClampLogitScale(TrainerCallback):
                 logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
-class ContrastiveTrainer(Trainer):
+class ContrastiveTrainer(WholeBatchTrainer):
     """A transformers `Trainer` for models that embed images and texts, with the negatives of all processes.
 
     The same global batch gives the same update on any number of processes, where the stock Trainer contrasts each
@@ -158,9 +158,6 @@ class ContrastiveTrainer(Trainer):
         LearngeneError: if the model has no `logit_scale`, there is neither a collator nor a processor, or the data has
             no complete batch.
     """
-
-    # The loss is a mean over one batch: the Trainer must divide it by the accumulation steps.
-    loss_is_scaled_for_ga = False
 
     def __init__(
         self,
@@ -193,8 +190,6 @@ class ContrastiveTrainer(Trainer):
                 "ContrastiveTrainer trains models that return image_embeds and text_embeds and have a logit_scale, "
                 f"such as CLIPModel; {type(self.model).__name__} has none. Classifiers train with the stock Trainer"
             )
-        self.args.remove_unused_columns = False
-        self.args.dataloader_drop_last = True
         self.add_callback(_ClampLogitScale())
 
     def compute_loss(
@@ -229,23 +224,3 @@ class ContrastiveTrainer(Trainer):
         embeds = (outputs.image_embeds.float(), outputs.text_embeds.float())
         # The Trainer calls compute_metrics only where there are labels.
         return loss, embeds, torch.zeros(len(embeds[0]), dtype=torch.long, device=loss.device)
-
-    def get_train_dataloader(self) -> Any:
-        """Return the stock dataloader, after seeing that it has at least one complete batch."""
-        return _check_has_batch(super().get_train_dataloader(), "training", self.args.train_batch_size)
-
-    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run the stock loop from the seed of `args`, then put torch's random state back as it was."""
-        _check_has_batch(dataloader, "evaluation", self.args.eval_batch_size)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.args.seed)
-            return super().evaluation_loop(dataloader, *args, **kwargs)
-
-
-def _check_has_batch(dataloader: Any, purpose: str, batch_size: int) -> Any:
-    if has_length(dataloader) and len(dataloader) == 0:
-        raise LearngeneError(
-            f"the {purpose} data has {len(dataloader.dataset)} rows, fewer than one batch of {batch_size} on each "
-            "process: lower the batch size"
-        )
-    return dataloader
