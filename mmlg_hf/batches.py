@@ -83,7 +83,7 @@ class WholeBatchTrainer(Trainer):
         size, purpose = batch_size * self.args.world_size, description.lower()
         if size == 1 and self.contrasts_rows():
             raise LearngeneError(
-                f"a {purpose} batch is one pair (batch size 1 on one process), which has no negatives to be "
+                f"the {purpose} batch is one pair (batch size 1 on one process), which has no negatives to be "
                 "contrasted with, and accumulation adds none: raise the batch size"
             )
         check_rows(dataset, size, purpose)
