@@ -20,10 +20,11 @@ from .ancestors import (
     load_ancestor,
 )
 from .batches import check_rows
+from .configuration_learngene import LearngeneConfig
 from .data import find_columns, load_image_text, process_images, process_pairs
 from .errors import LearngeneError, first_line
 from .extraction_arguments import ExtractionArguments
-from .extraction_runs import WriteRun, begin_run, describe_run, recipe
+from .extraction_runs import WriteRun, describe_run, find_checkpoint, recipe
 from .extraction_trainers import AncestorCollator, ExtractionTrainer
 from .fitting import fit_gene
 from .identity import fingerprint_model
@@ -80,10 +81,11 @@ def extract_learngene(
     described = describe_ancestor(model, model.num_parameters())
     processor = processor if processor is not None else _stored_processor(model)
     _check_processor(processor, model, args)
+    _gene_config(model, args)  # refuses what no gene can be, before the data are read
     data, evaluation = _load(dataset, eval_dataset, args)
     columns = None if is_classifier(model) else find_columns(data, args.image_column, args.text_column)
     run = describe_run(args, fingerprint_model(model), data, columns, processor)
-    checkpoint = begin_run(args, run, resume_from_checkpoint)
+    checkpoint = find_checkpoint(args, run, resume_from_checkpoint)
     if args.trim_vocabulary and not is_classifier(model):
         processor = _trim(model, processor, data, args)
 
@@ -188,6 +190,24 @@ def _trim(ancestor: Any, processor: Any, data: Any, args: ExtractionArguments) -
     return type(processor)(image_processor=processor.image_processor, tokenizer=tokenizer)
 
 
+def _gene_config(ancestor: Any, args: ExtractionArguments) -> LearngeneConfig:
+    unimodal, multimodal = (2, 0) if is_classifier(ancestor) else (1, 1)
+    multimodal = multimodal if args.num_multimodal_blocks is None else args.num_multimodal_blocks
+    unimodal = unimodal if args.num_unimodal_blocks is None else args.num_unimodal_blocks
+    rank = args.token_embedding_rank
+    if rank is None and not is_classifier(ancestor):
+        rank = max(ancestor.config.text_config.hidden_size // 4, 1)
+    return gene_config(
+        ancestor,
+        token_embedding_rank=rank,
+        num_multimodal_blocks=multimodal,
+        num_unimodal_blocks=unimodal,
+        mixing=args.mixing or ("shared-slope" if multimodal == unimodal == 1 else "linear"),
+        depth=args.gene_depth,
+        width=args.gene_width,
+    )
+
+
 def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator) -> Any:
     """Build the gene and start it from its ancestor, turned first where that is asked for."""
     rotate = args.rotate and not is_classifier(ancestor)
@@ -197,21 +217,7 @@ def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: An
             raise LearngeneError("the dataset gives no rows: there is nothing to train on")
         batches = (collator(rows[start : start + 128]) for start in range(0, len(rows), 128))
         ancestor = rotate_channels(ancestor, batches)
-    unimodal, multimodal = (2, 0) if is_classifier(ancestor) else (1, 1)
-    multimodal = multimodal if args.num_multimodal_blocks is None else args.num_multimodal_blocks
-    unimodal = unimodal if args.num_unimodal_blocks is None else args.num_unimodal_blocks
-    rank = args.token_embedding_rank
-    if rank is None and not is_classifier(ancestor):
-        rank = max(ancestor.config.text_config.hidden_size // 4, 1)
-    config = gene_config(
-        ancestor,
-        token_embedding_rank=rank,
-        num_multimodal_blocks=multimodal,
-        num_unimodal_blocks=unimodal,
-        mixing=args.mixing or ("shared-slope" if multimodal == unimodal == 1 else "linear"),
-        depth=args.gene_depth,
-        width=args.gene_width,
-    )
+    config = _gene_config(ancestor, args)
     config.scale_norms = rotate
     gene: Any = (LearngeneForImageClassification if is_classifier(ancestor) else LearngeneModel)(config)
     copy_outer_weights(gene, ancestor)

@@ -63,10 +63,18 @@ def describe_run(
 
 
 class WriteRun(TrainerCallback):
-    """Put the description of the run into each checkpoint: a folder may hold checkpoints of more than one run."""
+    """Write the description of the run beside its checkpoints, when it begins, and into each of them.
+
+    A folder may hold checkpoints of more than one run.
+    """
 
     def __init__(self, run: Mapping[str, Any]) -> None:
         self.run = run
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write it into the output folder, on the main process."""
+        if state.is_world_process_zero:
+            write_json(Path(args.output_dir, RUN_FILE), self.run)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write it, on the main process."""
@@ -75,10 +83,10 @@ class WriteRun(TrainerCallback):
             write_json(folder / RUN_FILE, self.run)
 
 
-def begin_run(
+def find_checkpoint(
     args: ExtractionArguments, run: Mapping[str, Any], resume: str | os.PathLike | bool | None
 ) -> str | None:
-    """Return the checkpoint to go on from, after seeing that it is of the same run; write a new run down.
+    """Return the checkpoint to go on from, after seeing that it is of the same run; None to begin one.
 
     Args:
         run: what `describe_run` says of it.
@@ -106,9 +114,6 @@ def begin_run(
         _check_run(checkpoint.parent, checkpoint, run)
     if checkpoint is not None:
         _check_length(args, checkpoint)
-    # Nobody reads the file of the output folder after this, so that no process sees another's.
-    if args.process_index == 0 and (checkpoint is None or checkpoint.parent.resolve() != output.resolve()):
-        write_json(output / RUN_FILE, run)
     return None if checkpoint is None else str(checkpoint)
 
 

@@ -109,18 +109,27 @@ def test_adapters_are_named(folder):
         load_ancestor(model)
 
 
-def test_a_vit_ancestor_that_lacks_tensors_is_refused(tmp_path):
+def save_vit(folder):
     config = ViTConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
     )
-    ViTForImageClassification(config).save_pretrained(tmp_path)
+    ViTForImageClassification(config).save_pretrained(folder)
+
+
+def test_a_vit_ancestor_that_lacks_tensors_is_refused(tmp_path):
+    save_vit(tmp_path)
     rewrite(tmp_path, lambda state: {name: t for name, t in state.items() if "classifier" not in name})
     with pytest.raises(LearngeneError, match="lacks 2 tensors of a ViTForImageClassification"):
         load_ancestor(tmp_path)
 
 
 def test_an_ancestor_without_processor_is_said(folder, tmp_path):
-    for ancestor, match in ((folder, "has no processor stored with it"), (pico_clip(), "model in memory")):
+    save_vit(tmp_path / "vit")
+    for ancestor, match in (
+        (folder, "has no processor stored with it"),
+        (tmp_path / "vit", "has no processor stored with it"),
+        (pico_clip(), "model in memory"),
+    ):
         with pytest.raises(LearngeneError, match=match):
             extract_learngene(ancestor, pico_pairs(8), arguments(tmp_path / "out"))
 

@@ -166,3 +166,13 @@ def test_the_recipe_names_hub_ids_whole_and_folders_without_their_paths(tmp_path
     monkeypatch.setattr("mmlg_hf.extraction.load_image_text", lambda dataset, split: pico_pairs(8))
     gene = extract_learngene(ancestor, "org/my-data", args)
     assert gene.config.recipe["dataset"] == "org/my-data"
+
+
+def test_an_extraction_that_is_refused_leaves_no_trace(tmp_path):
+    for match, changes in (
+        ("mixing is 'fourier'", {"mixing": "fourier"}),
+        ("fewer than one batch of 64", {"per_device_train_batch_size": 64}),
+    ):
+        with pytest.raises(LearngeneError, match=match):
+            extract(tmp_path / "out", **changes)
+        assert not (tmp_path / "out").exists()

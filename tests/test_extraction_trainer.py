@@ -148,15 +148,15 @@ def test_the_best_gene_by_its_evaluation_is_kept(tmp_path, kind):
         eval_steps=1,
         load_best_model_at_end=True,
         per_device_eval_batch_size=8,
-        learning_rate=1.0,  # so high that the last step is not the best
-        muon_learning_rate=1.0,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,  # so that it is not the last
     )
     gene = extract_learngene(
         ancestor, pico_pairs(8), args, processor=pico_processor(), eval_dataset=DatasetDict(test=pico_pairs(8))
     )
     history = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
     losses = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
-    best = min(losses, key=losses.get)
+    best = max(losses, key=losses.get)
     assert best != 3
     kept = type(gene).from_pretrained(tmp_path / f"checkpoint-{best}").state_dict()
     for name, weight in gene.state_dict().items():
