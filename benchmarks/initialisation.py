@@ -43,7 +43,7 @@ from mmlg_hf.evaluation import class_embeddings
 from mmlg_hf.inspection import measure_size
 from mmlg_hf.metrics import classification_results, label_ranks, retrieval_results
 from mmlg_hf.model_loading import quiet
-from mmlg_hf.optimizers import muon_adamw
+from mmlg_hf.optimizers import MuonFactory
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 from mmlg_hf.vocabulary import trim_embedding, trim_tokenizer
 
@@ -207,9 +207,15 @@ class Study:
         args = TrainingArguments(**self.training_arguments(steps, rate), seed=seed)
         trainer = ContrastiveTrainer(model, args, self.collator, self.train_pairs(seed), callbacks=[Curve()])
         if method == BY_MUON:
-            matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.dim() == 2]
-            decayed = trainer.get_decay_parameter_names(model)
-            trainer.optimizer = muon_adamw(model, matrices, rate, args, decayed)
+            decayed = set(trainer.get_decay_parameter_names(model))
+            trainer.optimizer = MuonFactory()(
+                model,
+                is_stack=lambda name, parameter: ".layers." in name and parameter.dim() == 2,
+                is_decayed=lambda name, parameter: name in decayed,
+                muon_learning_rate=rate,
+                weight_decay=args.weight_decay,
+                rest=trainer.get_optimizer_cls_and_kwargs(args, model),
+            )
         started = time.perf_counter()
         trainer.train()
         return time.perf_counter() - started - measuring, curve

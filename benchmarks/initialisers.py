@@ -21,7 +21,7 @@ from mmlg_hf import ExtractionArguments, LearngeneModel, extract_learngene
 from mmlg_hf.ancestors import copy_outer_weights, gene_config
 from mmlg_hf.data import process_pairs
 from mmlg_hf.expansion import slice_norm_scale
-from mmlg_hf.extraction_trainers import AncestorCollator, MultimodalExtractionTrainer
+from mmlg_hf.extraction_trainers import AncestorCollator, ExtractionTrainer
 from mmlg_hf.fitting import order_units, stack_layers
 from mmlg_hf.modeling_learngene import StackedParameters
 from mmlg_hf.rotation import rotate_channels
@@ -187,7 +187,7 @@ def extract_gene(
     copy_outer_weights(gene, ancestor)
     pairs = process_pairs(rows, processor, image_column=args.image_column, text_column=args.text_column)
     collator = AncestorCollator(ImageTextCollator(processor))
-    trainer = MultimodalExtractionTrainer(gene, args, ancestor=ancestor, data_collator=collator, train_dataset=pairs)
+    trainer = ExtractionTrainer(gene, args, ancestor=ancestor, data_collator=collator, train_dataset=pairs)
     trainer.train()
     trainer.save_model(str(target))
     return gene.eval()

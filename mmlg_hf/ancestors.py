@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
@@ -18,9 +18,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from .checkpoints import check_finite, load_config, load_model
 from .configuration_learngene import LearngeneConfig
 from .data import processor_key
-from .errors import LearngeneError
+from .errors import LearngeneError, first_line
 from .expansion import (
     IMAGE_AXES,
     TEXT_AXES,
@@ -29,52 +30,95 @@ from .expansion import (
     factor_table,
     take_slice,
 )
-from .modeling_learngene import LearngeneForImageClassification, LearngeneModel, encoder_sizes
+from .identity import PROCESSING_VERSION, fingerprint_data, fingerprint_model
+from .modeling_learngene import LearngeneMixin, encoder_sizes
 
 # What is distilled of an ancestor; the columns that carry it beside the data.
 EMBEDDING_COLUMNS = ("ancestor_image_embeds", "ancestor_text_embeds")
 LOGITS_COLUMN = "ancestor_logits"
 
 
+# The classes that can be extracted from, by name.
+ANCESTORS: dict[str, type[PreTrainedModel]] = {
+    cls.__name__: cls for cls in (CLIPModel, CLIPForImageClassification, ViTForImageClassification)
+}
+
+
 def load_ancestor(ancestor: str | os.PathLike | PreTrainedModel, revision: str | None = None) -> PreTrainedModel:
-    """Load the model to extract from, frozen and in evaluation mode, as a stock class.
+    """Load the model to extract from, frozen, in evaluation mode and in float32, as a stock class.
 
     Args:
         ancestor: a Hub id, a folder or a model: `CLIPModel`, or for an image gene (TLEG) an image classifier,
-            `CLIPForImageClassification` or `ViTForImageClassification`.
+            `CLIPForImageClassification` or `ViTForImageClassification`. A model in memory is copied, whatever its
+            dtype, its device and what holds it (DistributedDataParallel, `torch.compile`, offloading).
         revision: branch, tag or commit on the Hub; None takes main. The commit is recorded.
 
     Raises:
-        LearngeneError: if it is none of these.
+        LearngeneError: if it is none of these, lacks a tensor, or holds NaN or infinity.
     """
-    classes = (CLIPModel, CLIPForImageClassification, ViTForImageClassification)
     if isinstance(ancestor, (str, os.PathLike)):
-        name = os.fspath(ancestor)
-        try:
-            config = AutoConfig.from_pretrained(name, revision=revision)
-        except (OSError, ValueError) as error:
-            raise LearngeneError(f"cannot read the ancestor {name!r}: {str(error).splitlines()[0]}") from error
-        architecture = (config.architectures or ["CLIPModel" if config.model_type == "clip" else config.model_type])[0]
-        chosen = {cls.__name__: cls for cls in classes}.get(architecture)
-        if chosen is None:
-            raise LearngeneError(
-                f"the ancestor {name!r} is a {architecture} (model type {config.model_type!r}), no CLIP: give a "
-                "CLIPModel, or for an image gene a CLIPForImageClassification or ViTForImageClassification"
-            )
-        try:
-            # Pinned to the commit that was looked at, whatever happens to the branch meanwhile.
-            commit = getattr(config, "_commit_hash", None) or revision
-            model = chosen.from_pretrained(name, revision=commit, use_safetensors=True, dtype=torch.float32)
-        except OSError as error:
-            raise LearngeneError(f"cannot load the ancestor {name!r}: {str(error).splitlines()[0]}") from error
-    elif isinstance(ancestor, classes) and not isinstance(ancestor, (LearngeneModel, LearngeneForImageClassification)):
-        model = copy.deepcopy(ancestor)  # freezing and trimming must not reach the caller's model
+        model = _load_stored(os.fspath(ancestor), revision)
     else:
+        model = _copy_in_memory(ancestor)
+    return model.eval().requires_grad_(False)
+
+
+def _load_stored(name: str, revision: str | None) -> PreTrainedModel:
+    config = load_config(AutoConfig, name, "the ancestor", revision=revision)
+    architecture = (config.architectures or ["CLIPModel" if config.model_type == "clip" else config.model_type])[0]
+    if architecture not in ANCESTORS:
         raise LearngeneError(
-            f"the ancestor is a {type(ancestor).__name__}, no CLIP: give a Hub id, a folder, a CLIPModel, or for an "
+            f"the ancestor {name!r} is a {architecture} (model type {config.model_type!r}), no CLIP: give a "
+            "CLIPModel, or for an image gene a CLIPForImageClassification or ViTForImageClassification"
+        )
+    # Pinned to the commit that was looked at, whatever happens to the branch meanwhile.
+    commit = getattr(config, "_commit_hash", None) or revision
+    return load_model(ANCESTORS[architecture], name, "the ancestor", revision=commit, dtype=torch.float32)
+
+
+def _copy_in_memory(ancestor: Any) -> PreTrainedModel:
+    """Build the stock class anew on the CPU: freezing and trimming must not reach the caller's model."""
+    held = _unwrapped(ancestor)
+    stock = next((cls for cls in ANCESTORS.values() if isinstance(held, cls)), None)
+    if stock is None or isinstance(held, LearngeneMixin):
+        raise LearngeneError(
+            f"the ancestor is a {type(held).__name__}, no CLIP: give a Hub id, a folder, a CLIPModel, or for an "
             "image gene a CLIPForImageClassification or ViTForImageClassification"
         )
-    return model.eval().requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):  # the new model's own random start is written over
+        # Attention in float32 and on any device, whatever kernel the caller's takes.
+        model = stock._from_config(copy.deepcopy(held.config), dtype=torch.float32, attn_implementation="sdpa")
+    try:
+        model.load_state_dict(_own_parameters(held))
+    except (RuntimeError, NotImplementedError) as error:
+        raise LearngeneError(
+            f"the ancestor's tensors are not those of a {stock.__name__} ({first_line(error)}): give the stock model, "
+            "without adapters and not quantized"
+        ) from error
+    check_finite(model, "the ancestor")
+    return model
+
+
+def _unwrapped(model: Any) -> Any:
+    """What DistributedDataParallel, DataParallel or `torch.compile` is around."""
+    while isinstance(model, nn.Module):
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
+def _own_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter, in float32 on the CPU, those that accelerate keeps elsewhere too."""
+    state = {}
+    for path, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        kept = [one.weights_map for one in getattr(hook, "hooks", [hook]) if getattr(one, "weights_map", None)]
+        for name, parameter in module.named_parameters(recurse=False):
+            value = kept[0][name] if parameter.is_meta and kept else parameter.detach()
+            state[f"{path}.{name}" if path else name] = value.to("cpu", torch.float32)
+    return state
 
 
 def is_classifier(ancestor: PreTrainedModel) -> bool:
@@ -85,11 +129,18 @@ def is_classifier(ancestor: PreTrainedModel) -> bool:
 def describe_ancestor(ancestor: PreTrainedModel, parameters: int) -> dict[str, Any]:
     """Return what a gene records of its ancestor."""
     return {
-        "id": ancestor.name_or_path or None,
+        "id": public_name(ancestor.name_or_path) if ancestor.name_or_path else None,
         "revision": getattr(ancestor.config, "_commit_hash", None),
         "class": type(ancestor).__name__,
         "parameters": parameters,
     }
+
+
+def public_name(name: str | os.PathLike) -> str:
+    """Return a Hub id whole, and of a local path its last part alone: the rest says nothing to others."""
+    path = Path(os.fspath(name))
+    local = path.exists() or path.is_absolute() or path.parts[:1] in (("~",), ("..",))
+    return path.expanduser().resolve().name if local else os.fspath(name)
 
 
 def gene_config(
@@ -180,20 +231,18 @@ def cache_ancestor_outputs(
 ) -> Dataset:
     """Add the ancestor's outputs to processed data as columns, computed once and kept in an Arrow file.
 
-    The file is keyed by the ancestor's weights (which its commit decides), the data's fingerprint and the processor.
+    The file is keyed by all that makes them: the ancestor's weights and config, the content of the rows, and the
+    processor, which pads the texts.
 
     Args:
         dataset: rows as `process_pairs` leaves them.
         collator: makes a batch of rows.
         cache_dir: folder of the files; made if missing.
     """
-    key = hashlib.sha256()
-    for name, weight in ancestor.state_dict().items():
-        key.update(name.encode())
-        key.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    key.update(f"{dataset._fingerprint} {processor_key(processor)}".encode())
+    made_by = (fingerprint_model(ancestor), fingerprint_data(dataset), processor_key(processor), PROCESSING_VERSION)
+    key = hashlib.sha256(" ".join(map(str, made_by)).encode()).hexdigest()
     Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    file = Path(cache_dir, f"ancestor-outputs-{key.hexdigest()[:32]}.arrow")
+    file = Path(cache_dir, f"ancestor-outputs-{key[:32]}.arrow")
     device = next(ancestor.parameters()).device
 
     def outputs(batch: dict[str, list]) -> dict[str, Any]:
@@ -209,7 +258,7 @@ def cache_ancestor_outputs(
         remove_columns=dataset.column_names,
         features=Features({name: List(Value("float32")) for name in names}),
         cache_file_name=str(file),
-        new_fingerprint=key.hexdigest()[:16],
+        new_fingerprint=key[:16],
         desc="ancestor",
     )
     return concatenate_datasets([dataset.with_format(None), found.with_format(None)], axis=1).with_format("torch")

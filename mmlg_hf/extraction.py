@@ -1,18 +1,15 @@
 """`extract_learngene`: from a CLIP and image-text data to a gene, by a subclass of the transformers Trainer."""
 
 import os
-import platform
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from datasets import Dataset, IterableDataset
-from transformers import AutoImageProcessor, AutoProcessor, PreTrainedModel, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from PIL import Image
+from transformers import AutoImageProcessor, AutoProcessor, PreTrainedModel, set_seed
 
 from .ancestors import (
     cache_ancestor_outputs,
@@ -22,125 +19,22 @@ from .ancestors import (
     is_classifier,
     load_ancestor,
 )
+from .batches import check_rows
+from .configuration_learngene import LearngeneConfig
 from .data import find_columns, load_image_text, process_images, process_pairs
-from .errors import LearngeneError
-from .extraction_trainers import AncestorCollator, ImageExtractionTrainer, MultimodalExtractionTrainer
+from .errors import LearngeneError, first_line
+from .extraction_arguments import ExtractionArguments
+from .extraction_runs import WriteRun, describe_run, find_checkpoint, recipe
+from .extraction_trainers import AncestorCollator, ExtractionTrainer
 from .fitting import fit_gene
+from .identity import fingerprint_model
 from .modeling_learngene import LearngeneForImageClassification, LearngeneMixin, LearngeneModel
 from .rotation import rotate_channels
+from .texts import check_tokenizer, longest_text
 from .training import ImageTextCollator
 from .vocabulary import trim_embedding, trim_tokenizer
 
-
-@dataclass
-class ExtractionArguments(TrainingArguments):
-    """`TrainingArguments` of an extraction: what the gene is, how it starts, and what it learns from its ancestor.
-
-    Everything else (steps, bf16, logging, saving, resuming) is the Trainer's own. Batch, learning rate and schedule
-    have other defaults than the Trainer's, those of the bundled gene; the batch is small because feature distillation
-    needs no negatives, so that more steps on as many pairs learn more.
-    """
-
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "pairs in a step of each process"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "schedule of the learning rate"})
-    warmup_steps: float = field(default=0.05, metadata={"help": "steps of warming up; below 1 a share of all steps"})
-    weight_decay: float = field(
-        default=0.3, metadata={"help": "weight decay, not of biases and of LayerNorms outside the blocks"}
-    )
-    adam_beta2: float = field(default=0.98, metadata={"help": "decay of AdamW's second moment"})
-    muon_learning_rate: float | None = field(
-        default=4e-3,
-        metadata={"help": "peak learning rate of Muon, for the blocks' matrices; 0 or None takes AdamW for them, too"},
-    )
-
-    num_multimodal_blocks: int | None = field(
-        default=None, metadata={"help": "blocks shared by both encoders; None takes 1, and 0 for an image gene"}
-    )
-    num_unimodal_blocks: int | None = field(
-        default=None, metadata={"help": "blocks of each encoder alone; None takes 1, and 2 for an image gene (TLEG)"}
-    )
-    mixing: str | None = field(
-        default=None,
-        metadata={
-            "help": 'coefficients: "shared-slope", "linear", "chebyshev" or "learned"; None takes "shared-slope" for '
-            'one multimodal and one unimodal block, and "linear" for others'
-        },
-    )
-    gene_depth: int | None = field(default=None, metadata={"help": "layers of the gene; None takes the ancestor's"})
-    gene_width: int | None = field(
-        default=None, metadata={"help": "hidden_size of the gene's wider encoder; None takes the ancestor's"}
-    )
-    token_embedding_rank: int | None = field(
-        default=None,
-        metadata={
-            "help": "rank at which the gene stores its token embedding; None takes a quarter of the text encoder's "
-            "width, that width or more stores it whole"
-        },
-    )
-    initialisation: str = field(
-        default="fitted",
-        metadata={"help": 'blocks start "random" (TLEG) or "fitted" to the ancestor\'s layers by least squares'},
-    )
-    rotate: bool = field(
-        default=True,
-        metadata={"help": "turn a CLIP ancestor's channels first, so that leading slices keep most of it"},
-    )
-    rotation_rows: int = field(default=512, metadata={"help": "rows of data that the rotation is found on"})
-    elastic: bool = field(default=True, metadata={"help": "train smaller slices along, so that descendants work"})
-    elastic_samples: int = field(default=2, metadata={"help": "smaller networks drawn for each step"})
-    affinity_weight: float = field(default=0.0, metadata={"help": "weight of affinity distillation (TinyCLIP)"})
-    affinity_scale: float = field(default=50.0, metadata={"help": "inverse temperature of the affinities"})
-    feature_weight: float = field(default=1.0, metadata={"help": "weight of feature distillation (CLIP-KD)"})
-    contrastive_weight: float = field(default=0.0, metadata={"help": "weight of the hard contrastive loss (CLIP)"})
-    distillation_temperature: float = field(default=1.0, metadata={"help": "T of an image gene's soft distillation"})
-    cache_ancestor: bool = field(
-        default=True, metadata={"help": "compute the ancestor's outputs once and keep them on disk (not for streams)"}
-    )
-    ancestor_cache_dir: str | None = field(
-        default=None, metadata={"help": "folder of the kept outputs; None takes output_dir/ancestor_outputs"}
-    )
-    trim_vocabulary: bool = field(
-        default=False, metadata={"help": "keep only the tokens that the data uses (not for streams)"}
-    )
-    image_column: str | None = field(default=None, metadata={"help": "image column; None finds it"})
-    text_column: str | None = field(default=None, metadata={"help": "text column; None finds it"})
-    split: str = field(default="train", metadata={"help": "split of the data set to learn from"})
-    max_length: int | None = field(default=None, metadata={"help": "longest text in tokens; None: the tokenizer's"})
-    on_bad_image: str = field(default="raise", metadata={"help": 'unreadable images: "raise" or "skip" with a count'})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "always off: the data are tensors already"})
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "pin batches; None of use without a GPU"}
-    )
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "always on: batches must be of one size"})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.initialisation not in ("random", "fitted"):
-            raise LearngeneError(f'initialisation is {self.initialisation!r}: it takes "random" or "fitted"')
-        for name in ("affinity_weight", "feature_weight", "contrastive_weight"):
-            if getattr(self, name) < 0:
-                raise LearngeneError(f"{name} is {getattr(self, name)}: a loss weight cannot be negative")
-        if self.affinity_weight + self.feature_weight + self.contrastive_weight == 0:
-            raise LearngeneError("all loss weights are 0: give affinity_weight, feature_weight or contrastive_weight")
-        if self.elastic and self.elastic_samples < 1:
-            raise LearngeneError(f"elastic_samples is {self.elastic_samples}: take at least 1, or elastic=False")
-        if self.token_embedding_rank is not None and self.token_embedding_rank < 1:
-            raise LearngeneError(f"token_embedding_rank is {self.token_embedding_rank}: it takes 1 or more, or None")
-        if self.muon_learning_rate:
-            self._check_muon(self.muon_learning_rate)
-        if self.distillation_temperature <= 0:
-            raise LearngeneError(f"distillation_temperature is {self.distillation_temperature}: it must be above 0")
-
-    def _check_muon(self, rate: float):
-        if rate < 0:
-            raise LearngeneError(f"muon_learning_rate is {rate}: it cannot be negative; 0 or None takes AdamW alone")
-        unfit = [name for name in ("fp16", "fsdp", "deepspeed") if getattr(self, name)]
-        if unfit:
-            raise LearngeneError(
-                f"muon_learning_rate is {rate} with {unfit[0]}, which scales or moves what Muon works on: set it "
-                "to 0, or use bf16 and plain data parallelism"
-            )
+__all__ = ["ExtractionArguments", "extract_learngene"]
 
 
 def extract_learngene(
@@ -165,33 +59,42 @@ def extract_learngene(
             column. Images are used as they are, without augmentation.
         args: None takes `ExtractionArguments("learngene")`.
         processor: None takes the one stored with the ancestor.
-        eval_dataset: like `dataset`, for the Trainer's evaluation; None evaluates nothing.
+        eval_dataset: like `dataset`, of one split, for the Trainer's evaluation; None evaluates nothing.
         revision: branch, tag or commit of the ancestor on the Hub; None takes main.
         resume_from_checkpoint: a checkpoint folder, or True for the last one in `args.output_dir`; None starts afresh.
+            Ancestor, data and settings must be those that the run was begun with (`extraction.json` beside the
+            checkpoints tells), but for `max_steps` and `num_train_epochs`, which may be raised to go on for longer:
+            the learning rate then follows the schedule of the new length from where it stands.
 
     Returns:
         the gene, also saved to `args.output_dir` with its processor; `config.ancestor` and `config.recipe` tell how it
         was made.
 
     Raises:
-        LearngeneError: for an ancestor that is no CLIP, data without the columns, empty data, or an unreadable image.
+        LearngeneError: for an ancestor that is no CLIP or lacks weights, a processor that is not its own, data without
+            the columns, with fewer rows than a batch or with an unreadable image, or another run to go on with.
     """
     args = args if args is not None else ExtractionArguments("learngene")
     if not isinstance(args, ExtractionArguments):
         raise LearngeneError(f"args is a {type(args).__name__}: give ExtractionArguments")
     model = load_ancestor(ancestor, revision)
     described = describe_ancestor(model, model.num_parameters())
-    if processor is None:
-        processor = _stored_processor(model)
-    data = load_image_text(dataset, args.split)
+    processor = processor if processor is not None else _stored_processor(model)
+    _check_processor(processor, model, args)
+    _gene_config(model, args)  # refuses what no gene can be, before the data are read
+    data, evaluation = _load(dataset, eval_dataset, args)
+    columns = None if is_classifier(model) else find_columns(data, args.image_column, args.text_column)
+    run = describe_run(args, fingerprint_model(model), data, columns, processor)
+    checkpoint = find_checkpoint(args, run, resume_from_checkpoint)
     if args.trim_vocabulary and not is_classifier(model):
         processor = _trim(model, processor, data, args)
 
     collator = AncestorCollator(None if is_classifier(model) else ImageTextCollator(processor))
     train = _process(data, model, processor, args)
-    evaluation = (
-        None if eval_dataset is None else _process(load_image_text(eval_dataset, None), model, processor, args)
-    )
+    check_rows(train, args.train_batch_size, args.world_size, "training")
+    if evaluation is not None:
+        evaluation = _process(evaluation, model, processor, args)
+        check_rows(evaluation, args.eval_batch_size, args.world_size, "evaluation")
     set_seed(args.seed)
     started = time.monotonic()  # the rotation, the fit and the ancestor's outputs are part of the price
     gene = _make_gene(model, args, train, collator)
@@ -201,32 +104,79 @@ def extract_learngene(
         with args.main_process_first(desc="ancestor outputs"):
             train = cache_ancestor_outputs(model.to(args.device), train, collator, processor, folder)
 
-    trainer_class: Any = ImageExtractionTrainer if is_classifier(model) else MultimodalExtractionTrainer
-    trainer = trainer_class(
+    trainer = ExtractionTrainer(
         gene,
         args,
         ancestor=model.to(args.device),
         data_collator=collator,
         train_dataset=train,
         eval_dataset=evaluation,
+        callbacks=[WriteRun(run)],
     )
-    if resume_from_checkpoint is True:
-        resume_from_checkpoint = get_last_checkpoint(args.output_dir)
-    result = trainer.train(resume_from_checkpoint=resume_from_checkpoint)
-    gene.config.recipe = _recipe(args, dataset, train, result, trainer.state, time.monotonic() - started)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    if not trainer.state.global_step:
+        raise LearngeneError("the data gave no complete batch: nothing was trained, so lower the batch size")
+    gene.config.recipe = recipe(args, dataset, train, result, trainer.state, time.monotonic() - started)
     trainer.save_model(args.output_dir)
     return gene.eval()
+
+
+def _load(dataset: Any, eval_dataset: Any, args: ExtractionArguments) -> tuple[Any, Any]:
+    """Load the rows to learn from and those to evaluate on, None without."""
+    data = load_image_text(dataset, args.split)
+    if isinstance(data, IterableDataset):
+        if args.max_steps < 1:
+            raise LearngeneError("the data is a stream, whose length nobody knows: set max_steps")
+        if next(iter(data), None) is None:
+            raise LearngeneError("the dataset is empty (a stream without rows): there is nothing to train on")
+    evaluates = getattr(args.eval_strategy, "value", args.eval_strategy) != "no"
+    if eval_dataset is None or not evaluates:
+        if evaluates:
+            raise LearngeneError(f"eval_strategy is {args.eval_strategy.value!r}, but there is no eval_dataset")
+        return data, None
+    if isinstance(eval_dataset, Mapping) and len(eval_dataset) != 1:
+        raise LearngeneError(f"eval_dataset has the splits {', '.join(map(str, eval_dataset))}: give one of them")
+    return data, load_image_text(eval_dataset, None)
 
 
 def _stored_processor(ancestor: PreTrainedModel) -> Any:
     auto: Any = AutoImageProcessor if is_classifier(ancestor) else AutoProcessor
     name = ancestor.name_or_path
+    if not name:
+        raise LearngeneError("the ancestor is a model in memory that was loaded from nowhere: pass processor=")
     try:
         return auto.from_pretrained(name, revision=getattr(ancestor.config, "_commit_hash", None))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise LearngeneError(
-            f"the ancestor {name!r} has no processor stored with it ({str(error).splitlines()[0]}): pass processor="
+            f"the ancestor {name!r} has no processor stored with it ({first_line(error)}): pass processor="
         ) from error
+
+
+def _check_processor(processor: Any, ancestor: Any, args: ExtractionArguments) -> None:
+    """Refuse a processor whose images or texts are not what the ancestor takes."""
+    if not is_classifier(ancestor):
+        ImageTextCollator(processor)  # says which part is missing
+        tokenizer, text_config = processor.tokenizer, ancestor.config.text_config
+        check_tokenizer(tokenizer, text_config)
+        longest, marks = longest_text(tokenizer, text_config, args.max_length), tokenizer.num_special_tokens_to_add()
+        if longest is not None and longest <= marks:
+            raise LearngeneError(f"max_length is {longest}, but {marks} tokens of each text are marks: raise it")
+    config = getattr(ancestor.config, "vision_config", ancestor.config)
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    image_processor = getattr(processor, "image_processor", processor)
+    try:
+        # A picture of the right size: a processor that does not resize takes pictures that were made so.
+        pixels = image_processor(images=[Image.new("RGB", (width, height))], return_tensors="np")["pixel_values"]
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise LearngeneError(
+            f"the processor, a {type(processor).__name__}, cannot process a picture ({first_line(error)})"
+        ) from error
+    if pixels.shape[1:] != (config.num_channels, height, width):
+        raise LearngeneError(
+            f"the processor makes pictures {list(pixels.shape[1:])}, the ancestor takes "
+            f"{[config.num_channels, height, width]}: it is another model's processor"
+        )
 
 
 def _trim(ancestor: Any, processor: Any, data: Any, args: ExtractionArguments) -> Any:
@@ -237,23 +187,17 @@ def _trim(ancestor: Any, processor: Any, data: Any, args: ExtractionArguments) -
     texts = (text if isinstance(text, str) else " ".join(text or []) for text in data[column])
     tokenizer, old_ids = trim_tokenizer(processor.tokenizer, texts)
     trim_embedding(ancestor, tokenizer, old_ids)
-    return type(processor)(processor.image_processor, tokenizer)
+    return type(processor)(image_processor=processor.image_processor, tokenizer=tokenizer)
 
 
-def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator) -> Any:
-    """Build the gene and start it from its ancestor, turned first where that is asked for."""
-    rotate = args.rotate and not is_classifier(ancestor)
-    if rotate:
-        rows = list(islice(data, args.rotation_rows))
-        batches = (collator(rows[start : start + 128]) for start in range(0, len(rows), 128))
-        ancestor = rotate_channels(ancestor, batches)
+def _gene_config(ancestor: Any, args: ExtractionArguments) -> LearngeneConfig:
     unimodal, multimodal = (2, 0) if is_classifier(ancestor) else (1, 1)
     multimodal = multimodal if args.num_multimodal_blocks is None else args.num_multimodal_blocks
     unimodal = unimodal if args.num_unimodal_blocks is None else args.num_unimodal_blocks
     rank = args.token_embedding_rank
     if rank is None and not is_classifier(ancestor):
         rank = max(ancestor.config.text_config.hidden_size // 4, 1)
-    config = gene_config(
+    return gene_config(
         ancestor,
         token_embedding_rank=rank,
         num_multimodal_blocks=multimodal,
@@ -262,6 +206,18 @@ def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: An
         depth=args.gene_depth,
         width=args.gene_width,
     )
+
+
+def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator) -> Any:
+    """Build the gene and start it from its ancestor, turned first where that is asked for."""
+    rotate = args.rotate and not is_classifier(ancestor)
+    if rotate:
+        rows = list(islice(data, args.rotation_rows))
+        if not rows:
+            raise LearngeneError("the dataset gives no rows: there is nothing to train on")
+        batches = (collator(rows[start : start + 128]) for start in range(0, len(rows), 128))
+        ancestor = rotate_channels(ancestor, batches)
+    config = _gene_config(ancestor, args)
     config.scale_norms = rotate
     gene: Any = (LearngeneForImageClassification if is_classifier(ancestor) else LearngeneModel)(config)
     copy_outer_weights(gene, ancestor)
@@ -277,32 +233,5 @@ def _process(data: Any, ancestor: Any, processor: Any, args: ExtractionArguments
     with args.main_process_first(desc="processing"):
         if is_classifier(ancestor):
             return process_images(data, getattr(processor, "image_processor", processor), **common)
-        return process_pairs(data, processor, text_column=args.text_column, max_length=args.max_length, **common)
-
-
-def _recipe(args: ExtractionArguments, dataset: Any, train: Any, result: Any, state: Any, seconds: float) -> dict:
-    """Collect what the artifact says about how it was made."""
-    own = [
-        name for name in ExtractionArguments.__dataclass_fields__ if name not in TrainingArguments.__dataclass_fields__
-    ]
-    settings = {name: getattr(args, name) for name in own if name not in ("ancestor_cache_dir",)}
-    last: dict[str, Any] = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
-    return {
-        "dataset": os.path.basename(os.fspath(dataset))
-        if isinstance(dataset, (str, os.PathLike))
-        else type(dataset).__name__,
-        "rows": len(train) if isinstance(train, Dataset) else None,
-        "steps": state.global_step,
-        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "learning_rate": args.learning_rate,
-        "weight_decay": args.weight_decay,
-        "seed": args.seed,
-        **settings,
-        "train_loss": round(result.training_loss, 5),
-        "final_losses": {name: value for name, value in last.items() if name.startswith("loss")},
-        "seconds": round(seconds),
-        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+        longest = longest_text(processor.tokenizer, ancestor.config.text_config, args.max_length)
+        return process_pairs(data, processor, text_column=args.text_column, max_length=longest, **common)

@@ -1,23 +1,24 @@
-"""The Trainers that extract a gene: distillation from the frozen ancestor, into the gene and its slices together."""
+"""The Trainer that extracts a gene: distillation from the frozen ancestor, into the gene and its slices together."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import Trainer
+from torch import Tensor, nn
 
-from .ancestors import EMBEDDING_COLUMNS, LOGITS_COLUMN, ancestor_outputs
+from .ancestors import EMBEDDING_COLUMNS, LOGITS_COLUMN, ancestor_outputs, is_classifier
+from .batches import WholeBatchTrainer
+from .errors import LearngeneError, first_line
 from .losses import (
     affinity_distillation_loss,
     contrastive_loss,
     feature_distillation_loss,
     soft_distillation_loss,
 )
-from .optimizers import muon_adamw
-from .training import ContrastiveTrainer, ImageTextCollator
+from .optimizers import MuonFactory
+from .training import ImageTextCollator, _ClampLogitScale
 
-Sizes = list[tuple[int, int] | None]
+OUTPUT_COLUMNS = (*EMBEDDING_COLUMNS, LOGITS_COLUMN)
 
 
 class AncestorCollator:
@@ -34,56 +35,117 @@ class AncestorCollator:
             batch = self.collator(rows)
         else:
             batch = {"pixel_values": torch.stack([torch.as_tensor(row["pixel_values"]) for row in rows])}
-        for name in (*EMBEDDING_COLUMNS, LOGITS_COLUMN):
+        for name in OUTPUT_COLUMNS:
             if name in rows[0]:
                 batch[name] = torch.stack([torch.as_tensor(row[name]) for row in rows])
         return batch
 
 
-def size_grid(config: Any) -> list[tuple[int, int]]:
-    """List the (depth, width) of the smaller networks trained along: down to a quarter of the gene's own, each way."""
-    deepest = max(c.num_hidden_layers for c in config.encoder_configs.values())
-    heads, head = config.widest.num_attention_heads, config.head_size
-    depths = range(max(1, -(-deepest // 4)), deepest + 1)
-    widths = range(max(1, -(-heads // 4)), heads + 1)
-    return [(depth, width * head) for depth in depths for width in widths if (depth, width) != (deepest, heads)]
+def size_grid(config: Any) -> list[tuple[Any, int]]:
+    """List the (depth, width) of the smaller networks trained along: down to a quarter of the gene's own, each way.
+
+    Depths are pairs (vision, text) where the encoders' own depths differ, both the same share of their own. A width is
+    that of the wider encoder, as `LearngeneConfig.descendant_config` takes it.
+    """
+    own = [c.num_hidden_layers for c in config.encoder_configs.values()]
+    deepest, heads = max(own), config.widest.num_attention_heads
+    head = config.widest.hidden_size // heads
+    sizes = []
+    for depth in range(_quarter(deepest), deepest + 1):
+        # Half a layer counts as one.
+        depths = [max(_quarter(layers), (2 * depth * layers + deepest) // (2 * deepest)) for layers in own]
+        chosen = depths[0] if len(set(own)) == 1 else tuple(depths)
+        sizes += [
+            (chosen, width * head) for width in range(_quarter(heads), heads + 1) if (depth, width) != (deepest, heads)
+        ]
+    return sizes
 
 
-class _ElasticMixin:
-    """Draw the sizes of a step, run the gene at each, average the losses, log their parts."""
+def _quarter(number: int) -> int:
+    return -(-number // 4)
 
-    ancestor: Any
+
+def is_block_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether a gene's parameter is a stack of matrices, one for each block, [N, out, in]."""
+    return "_blocks." in name and parameter.dim() == 3
+
+
+def is_decayed(name: str, parameter: Tensor) -> bool:
+    """Whether a gene's parameter has weight decay: matrices have it, vectors and numbers, stacked or not, have none.
+
+    Nor have learned mixing coefficients, which would decay to no layers at all.
+    """
+    return "coefficients" not in name and parameter.dim() - ("_blocks." in name) >= 2
+
+
+class ExtractionTrainer(WholeBatchTrainer):
+    """Extract a gene, at its own size and at smaller ones in the same step, from the outputs of its ancestor.
+
+    A multimodal gene learns by affinity, feature and contrastive losses, each times its weight; an image gene by soft
+    distillation from a classifier (TLEG, arXiv 2312.05614: alpha 1). The losses' parts are logged beside `loss`, over
+    the same steps: `loss_feature` of the gene itself, `loss_feature_smaller` of the smaller networks, and so on.
+
+    Args:
+        model: the gene.
+        args: `ExtractionArguments`. With a `muon_learning_rate` Muon trains the blocks' matrices and the optimizer
+            that `args` (or `optimizer_cls_and_kwargs`) names everything else; `optimizers` replaces both.
+        ancestor: the frozen model; its outputs are computed where the rows do not carry them.
+        kwargs: as of `Trainer`. `compute_metrics` is given the gene's outputs as predictions and the ancestor's as
+            labels, (image_embeds, text_embeds) each, or logits.
+    """
+
     args: Any
-    optimizer: Any
 
-    def _sizes(self) -> Sizes:
+    def __init__(self, model: Any, args: Any, *, ancestor: Any, **kwargs: Any) -> None:
+        self.ancestor = ancestor
+        self._parts: dict[str, list[Tensor]] = {}
+        if args.muon_learning_rate and kwargs.get("optimizers", (None, None))[0] is None:
+            rest = kwargs.get("optimizer_cls_and_kwargs") or _optimizer_of(args, model)
+            kwargs["optimizer_cls_and_kwargs"] = (MuonFactory, self._muon_settings(args, rest))
+        super().__init__(model, args, **kwargs)
+        if args.contrastive_weight and hasattr(model, "logit_scale"):
+            self.add_callback(_ClampLogitScale())
+
+    @staticmethod
+    def _muon_settings(args: Any, rest: tuple[Any, dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "is_stack": is_block_matrix,
+            "is_decayed": is_decayed,
+            "muon_learning_rate": args.muon_learning_rate,
+            "weight_decay": args.weight_decay,
+            "rest": rest,
+        }
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Name the parameters with weight decay, see `is_decayed`."""
+        return [name for name, parameter in model.named_parameters() if is_decayed(name, parameter)]
+
+    def contrasts_rows(self) -> bool:
+        """Whether affinities or contrasts, which one pair alone has none of, are learned."""
+        return contrasts_rows(self.args, self.ancestor)
+
+    def _sizes(self) -> list[tuple[Any, int] | None]:
         """Return the gene's own size and the smaller ones of this step, alike on every process and after a resume."""
-        grid = size_grid(self.model.config) if self.args.elastic else []  # type: ignore[attr-defined]
-        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)  # type: ignore[attr-defined]
+        grid = size_grid(self.model.config) if self.args.elastic else []
+        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
         chosen = torch.randperm(len(grid), generator=generator)[: self.args.elastic_samples].tolist()
         return [None, *(grid[index] for index in chosen)]
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Return Muon for the matrices of the blocks and AdamW for all else, or the Trainer's own choice."""
-        args, trained = self.args, model if model is not None else self.model  # type: ignore[attr-defined]
-        if not args.muon_learning_rate or self.optimizer is not None:
-            return super().create_optimizer(model)  # type: ignore[misc]
-        stacks = [p for blocks in trained.block_groups().values() for p in blocks.parameters() if p.dim() == 3]
-        decayed = self.get_decay_parameter_names(trained)  # type: ignore[attr-defined]
-        self.optimizer = muon_adamw(trained, stacks, args.muon_learning_rate, args, decayed)
-        return self.optimizer
-
     def _targets(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Take the ancestor's outputs from the batch, or compute them."""
-        cached = {name: inputs.pop(name) for name in (*EMBEDDING_COLUMNS, LOGITS_COLUMN) if name in inputs}
+        cached = {name: inputs.pop(name) for name in OUTPUT_COLUMNS if name in inputs}
         return cached or ancestor_outputs(self.ancestor, inputs)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Average the distillation losses of the gene and of the step's smaller networks."""
+        """Average the distillation losses of the gene and, in training, of the step's smaller networks."""
         inputs = dict(inputs)
         targets = self._targets(inputs)
+        loss, outputs = self._distil(model, inputs, targets)
+        return (loss, outputs) if return_outputs else loss
+
+    def _distil(self, model: Any, inputs: dict[str, Any], targets: dict[str, Tensor]) -> tuple[Tensor, Any]:
         inputs.pop("return_loss", None)
         sizes = self._sizes() if model.training else [None]
         total: Any = 0.0
@@ -91,29 +153,19 @@ class _ElasticMixin:
         for size in sizes:
             outputs = model(**inputs) if size is None else model(**inputs, depth=size[0], width=size[1])
             first = outputs if first is None else first
-            for name, loss in self._losses(model, outputs, targets).items():  # type: ignore[attr-defined]
+            for name, loss in self._losses(model, outputs, targets).items():
                 total = total + loss / len(sizes)
-                key = f"loss_{name}" if size is None else f"loss_{name}_smaller"
-                self._parts.setdefault(key, []).append(loss.detach())  # type: ignore[attr-defined]
-        return (total, first) if return_outputs else total
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean of each part of the loss since the last log."""
-        if "loss" in logs:
-            logs |= {name: round(torch.stack(values).mean().item(), 4) for name, values in self._parts.items()}  # type: ignore[attr-defined]
-        self._parts: dict[str, list[Tensor]] = {}
-        super().log(logs, *args, **kwargs)  # type: ignore[misc]
-
-
-class MultimodalExtractionTrainer(_ElasticMixin, ContrastiveTrainer):
-    """Extract a multimodal gene by affinity, feature and contrastive losses, each times its weight."""
-
-    def __init__(self, *args: Any, ancestor: Any, **kwargs: Any):
-        self.ancestor, self._parts = ancestor, {}
-        super().__init__(*args, **kwargs)
+                if model.training:
+                    key = f"loss_{name}" if size is None else f"loss_{name}_smaller"
+                    self._parts.setdefault(key, []).append(loss.detach())
+        return total, first
 
     def _losses(self, model: Any, outputs: Any, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        args: Any = self.args
+        args = self.args
+        if is_classifier(self.ancestor):
+            return {
+                "soft": soft_distillation_loss(outputs.logits, targets[LOGITS_COLUMN], args.distillation_temperature)
+            }
         own = (outputs.image_embeds, outputs.text_embeds)
         theirs = tuple(targets[name] for name in EMBEDDING_COLUMNS)
         losses = {}
@@ -128,16 +180,39 @@ class MultimodalExtractionTrainer(_ElasticMixin, ContrastiveTrainer):
             losses["contrastive"] = args.contrastive_weight * contrastive_loss(*own, logit_scale)
         return losses
 
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, Any, Any]:
+        """Return the loss, the gene's outputs, and the ancestor's as labels."""
+        inputs = dict(self._prepare_inputs(inputs))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            targets = self._targets(inputs)
+            loss, outputs = self._distil(model, inputs, targets)
+        if prediction_loss_only:
+            return loss, None, None
+        if is_classifier(self.ancestor):
+            return loss, outputs.logits.float(), targets[LOGITS_COLUMN]
+        own = (outputs.image_embeds.float(), outputs.text_embeds.float())
+        return loss, own, tuple(targets[name] for name in EMBEDDING_COLUMNS)
 
-class ImageExtractionTrainer(_ElasticMixin, Trainer):
-    """Extract an image gene by soft distillation from a classifier (TLEG, arXiv 2312.05614: alpha 1)."""
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the mean of each part of the loss since the last log of `loss`, over all processes as that is."""
+        if "loss" in logs:
+            for name, values in self._parts.items():
+                logs[name] = round(self.accelerator.gather(torch.stack(values).mean()).mean().item(), 4)
+            self._parts = {}
+        super().log(logs, *args, **kwargs)
 
-    loss_is_scaled_for_ga = False
 
-    def __init__(self, *args: Any, ancestor: Any, **kwargs: Any):
-        self.ancestor, self._parts = ancestor, {}
-        super().__init__(*args, **kwargs)
+def contrasts_rows(args: Any, ancestor: Any) -> bool:
+    """Whether an extraction's loss contrasts the rows of a batch with each other."""
+    return not is_classifier(ancestor) and bool(args.affinity_weight or args.contrastive_weight)
 
-    def _losses(self, model: Any, outputs: Any, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        temperature = self.args.distillation_temperature  # type: ignore[attr-defined]
-        return {"soft": soft_distillation_loss(outputs.logits, targets[LOGITS_COLUMN], temperature)}
+
+def _optimizer_of(args: Any, model: Any) -> tuple[Any, dict[str, Any]]:
+    """The class and keywords of the optimizer that `args` name."""
+    try:
+        return WholeBatchTrainer.get_optimizer_cls_and_kwargs(args, model)
+    except (ValueError, TypeError, ImportError) as error:
+        name = getattr(args.optim, "value", args.optim)
+        raise LearngeneError(f"optim is {name!r} with optim_args {args.optim_args!r}: {first_line(error)}") from error

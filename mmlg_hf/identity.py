@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,12 @@ _MADE_FOR = ("hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_
 
 
 def fingerprint_model(model: torch.nn.Module) -> str:
-    """Hash every value of a model's weights, and its config: 32 hexadecimal digits."""
-    digest = hashlib.sha256(fingerprint_weights(model).encode())
+    """Hash every value of a model's weights, its class and its config: 32 hexadecimal digits.
+
+    The same for a model in memory and one that was saved and loaded; what a config says of names, versions and files
+    does not count.
+    """
+    digest = hashlib.sha256(f"{type(model).__name__} {fingerprint_weights(model)}".encode())
     config: Any = getattr(model, "config", None)
     if config is not None:
         digest.update(json.dumps(computed_fields(config.to_dict()), sort_keys=True, default=str).encode())
@@ -71,6 +76,8 @@ def computed_fields(config: Any) -> Any:
     """Return a config's dictionary without the fields, at any level, that do not change what its model computes."""
     if isinstance(config, Mapping):
         return {str(key): computed_fields(value) for key, value in config.items() if key not in _NOT_COMPUTED}
+    if isinstance(config, (list, tuple)):
+        return [computed_fields(value) for value in config]
     return config
 
 
@@ -78,8 +85,8 @@ def fingerprint_data(dataset: Any, columns: Iterable[str] | None = None) -> str:
     """Hash the content of rows, pictures by their bytes and not by where they lie: 32 hexadecimal digits.
 
     Args:
-        dataset: a `Dataset`, whatever its format; or anything else with a length and
-            rows; of a stream only the first 8 rows are read.
+        dataset: a `Dataset`, whatever its format, or anything else with a length and rows; of a stream only the first
+            8 rows are read.
         columns: the columns that count; None takes all.
     """
     from .data.pictures import undecoded  # the package of data names what it makes by this module

@@ -1,116 +1,131 @@
-"""The optimizer of an extraction: Muon for the blocks' matrices, AdamW for everything else."""
+"""The optimizer of an extraction: Muon for the blocks' matrices, the Trainer's own choice for everything else."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
-from transformers import TrainingArguments
+from torch.optim import Optimizer
+from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, DEFAULT_NS_STEPS, EPS, muon
 
 
-class MuonAdamW(Optimizer):
-    """torch's Muon (Jordan et al., 2024) and AdamW as one optimizer, which a Trainer can schedule, save and resume.
+class StackedMuon(Optimizer):
+    """torch's Muon (Jordan et al., 2024) on stacks of matrices: each matrix of a stack takes a step of its own.
 
     Muon steps along the gradient's momentum with all singular values made equal. A gene's few matrices serve every
     layer and every slice, so that a few directions dominate their gradients. The step is scaled to AdamW's (Liu et
-    al., arXiv 2502.16982).
+    al., arXiv 2502.16982). `torch.optim.Muon` takes matrices alone; views of a stack would be lost where a model is
+    moved after its optimizer was made, so that the matrices are taken from the stacks at each step.
 
     Args:
-        stacks: Muon's parameters: matrices [out, in], or stacks [N, out, in] of them. They must stay where they are
-            in memory.
-        groups: AdamW's parameter groups.
-        learning_rate: Muon's.
-        weight_decay: Muon's.
-        adamw: AdamW's own keywords.
+        params: parameters [out, in], or stacks [N, out, in] of them.
+        lr: learning rate.
+        weight_decay: decoupled, as AdamW's.
+        momentum: of the gradient's mean.
     """
 
-    def __init__(
-        self,
-        stacks: Iterable[nn.Parameter],
-        groups: list[dict[str, Any]],
-        *,
-        learning_rate: float,
-        weight_decay: float = 0.0,
-        **adamw: Any,
-    ) -> None:
-        self.stacks = list(stacks)
-        # Muon takes matrices: each block is one, as a leaf of its own over the stack's memory.
-        self.matrices = [[nn.Parameter(block) for block in _blocks(stack.detach())] for stack in self.stacks]
-        flat = [matrix for blocks in self.matrices for matrix in blocks]
-        self.muon = Muon(flat, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.adamw = AdamW(groups, **adamw)
-        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
+    def __init__(self, params: Any, lr: float, weight_decay: float = 0.0, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step; `closure` computes the loss anew and returns it."""
+        loss = _call(closure)
+        for group in self.param_groups:
+            stacks = [stack for stack in group["params"] if stack.grad is not None]
+            for stack in stacks:
+                if "momentum_buffer" not in self.state[stack]:
+                    self.state[stack]["momentum_buffer"] = torch.zeros_like(stack.grad)
+            muon(
+                _matrices(stacks),
+                _matrices(stack.grad for stack in stacks),
+                _matrices(self.state[stack]["momentum_buffer"] for stack in stacks),
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                nesterov=True,
+                ns_coefficients=(DEFAULT_A, DEFAULT_B, DEFAULT_C),
+                ns_steps=DEFAULT_NS_STEPS,
+                eps=EPS,
+                adjust_lr_fn="match_rms_adamw",
+                has_complex=False,
+            )
+        return loss
+
+
+def _matrices(stacks: Iterable[Tensor]) -> list[Tensor]:
+    """The matrices of stacks, as views of their memory."""
+    return [matrix for stack in stacks for matrix in (stack.unbind() if stack.dim() == 3 else [stack])]
+
+
+def _call(closure: Callable[[], float] | None) -> float | None:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+class OptimizerPair(Optimizer):
+    """Two optimizers as one, which a Trainer can schedule, save and resume; their parameters must differ."""
+
+    def __init__(self, first: Optimizer, second: Optimizer) -> None:
+        self.pair = (first, second)
+        super().__init__(self._groups(), {})
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.pair for group in optimizer.param_groups]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take one step of both; `closure` computes the loss anew and returns it."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for stack, blocks in zip(self.stacks, self.matrices, strict=True):
-            gradients = [None] * len(blocks) if stack.grad is None else _blocks(stack.grad)
-            for matrix, gradient in zip(blocks, gradients, strict=True):
-                matrix.grad = gradient
-        self.muon.step()
-        self.adamw.step()
+        loss = _call(closure)
+        for optimizer in self.pair:
+            optimizer.step()
         return loss
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of the stacks and of AdamW's parameters."""
-        super().zero_grad(set_to_none)
-        for stack in self.stacks:
-            if set_to_none:
-                stack.grad = None
-            elif stack.grad is not None:
-                stack.grad.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Return both optimizers' states."""
-        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+        return {"first": self.pair[0].state_dict(), "second": self.pair[1].state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore both optimizers' states."""
-        self.muon.load_state_dict(state_dict["muon"])
-        self.adamw.load_state_dict(state_dict["adamw"])
-        # Loading makes new groups, and a scheduler reads them here.
-        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+        for optimizer, state in zip(self.pair, (state_dict["first"], state_dict["second"]), strict=True):
+            optimizer.load_state_dict(state)
+        self.param_groups = self._groups()  # loading makes new groups, and a scheduler reads them here
 
 
-def _blocks(stack: Tensor) -> Sequence[Tensor]:
-    """The matrices of a stack, as views of its memory."""
-    return stack.unbind() if stack.dim() == 3 else [stack]
+class MuonFactory:
+    """What a Trainer's `optimizer_cls_and_kwargs` takes to build Muon beside another optimizer."""
 
+    def __call__(
+        self,
+        model: nn.Module,
+        *,
+        is_stack: Callable[[str, Tensor], bool],
+        is_decayed: Callable[[str, Tensor], bool],
+        muon_learning_rate: float,
+        weight_decay: float,
+        rest: tuple[Any, dict[str, Any]],
+    ) -> Optimizer:
+        """Return the optimizer of a model.
 
-def muon_adamw(
-    model: nn.Module,
-    stacks: Iterable[nn.Parameter],
-    muon_learning_rate: float,
-    args: TrainingArguments,
-    decayed: Collection[str],
-) -> MuonAdamW:
-    """Return the optimizer of a model: Muon for the given parameters, AdamW for all others that are trained.
-
-    Args:
-        model: all of whose parameters with requires_grad are trained.
-        stacks: see `MuonAdamW`.
-        muon_learning_rate: Muon's; AdamW takes `args.learning_rate`.
-        args: the Trainer's.
-        decayed: names of the parameters with weight decay, as `Trainer.get_decay_parameter_names` gives them.
-    """
-    stacks = list(stacks)
-    by_muon = {id(stack) for stack in stacks}
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in by_muon:
-            groups[name in decayed].append(parameter)
-    return MuonAdamW(
-        stacks,
-        [{"params": params, "weight_decay": args.weight_decay * decay} for decay, params in groups.items()],
-        learning_rate=muon_learning_rate,
-        weight_decay=args.weight_decay,
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-    )
+        Args:
+            model: all of whose parameters with requires_grad are trained.
+            is_stack: whether Muon takes a parameter, by its name and value; see `StackedMuon`.
+            is_decayed: whether another parameter has weight decay.
+            muon_learning_rate: Muon's.
+            weight_decay: of both.
+            rest: the optimizer of all other parameters, class and keywords.
+        """
+        stacks: list[Tensor] = []
+        others: dict[bool, list[Tensor]] = {True: [], False: []}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                to = stacks if is_stack(name, parameter) else others[is_decayed(name, parameter)]
+                to.append(parameter)
+        rest_class, settings = rest
+        groups = [{"params": params, "weight_decay": weight_decay * decay} for decay, params in others.items()]
+        beside = rest_class(groups, **settings)
+        if not stacks:
+            return beside
+        return OptimizerPair(StackedMuon(stacks, lr=muon_learning_rate, weight_decay=weight_decay), beside)

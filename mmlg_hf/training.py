@@ -1,15 +1,14 @@
 """Contrastive fine-tuning with the transformers Trainer and the global loss."""
 
-from collections.abc import Iterator, Mapping
 from math import log
 from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from .batches import WholeBatchTrainer, check_is_data
 from .data import ImageTextCollator
 from .errors import LearngeneError
 from .losses import check_label_smoothing, contrastive_loss
@@ -52,34 +51,7 @@ class _ClampLogitScale(TrainerCallback):
                 model.logit_scale.clamp_(lowest, highest)
 
 
-class _WholeBatches(IterableDataset):
-    """The rows of a stream as far as they fill whole batches of all processes.
-
-    accelerate then gives each process its part of every batch. It would fill up an odd last batch by rows of the
-    first, and give a process whole shards of a `datasets` stream, so that one could end before the others.
-    """
-
-    def __init__(self, stream: Any, rows: int):
-        self.stream, self.rows = stream, rows
-
-    def __iter__(self) -> Iterator[Any]:
-        batch = []
-        for row in self.stream:
-            batch.append(row)
-            if len(batch) == self.rows:
-                yield from batch
-                batch = []
-
-    def __len__(self) -> int:
-        return len(self.stream) // self.rows * self.rows
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in ("set_epoch", "generator"):  # what the epochs of streams are shuffled by
-            raise AttributeError(name)
-        return getattr(self.stream, name)
-
-
-class ContrastiveTrainer(Trainer):
+class ContrastiveTrainer(WholeBatchTrainer):
     """A transformers `Trainer` for models that embed images and texts, with the negatives of all processes.
 
     The same global batch gives the same update on any number of processes, where the stock Trainer contrasts each
@@ -110,9 +82,6 @@ class ContrastiveTrainer(Trainer):
             pair, or the data has no complete batch.
     """
 
-    # The loss is a mean over one batch: the Trainer must divide it by the accumulation steps.
-    loss_is_scaled_for_ga = False
-
     def __init__(
         self,
         model: Any = None,
@@ -140,7 +109,7 @@ class ContrastiveTrainer(Trainer):
         if args is not None:
             _check_settings(args)
         if train_dataset is not None:
-            _check_is_data(train_dataset, "training")
+            check_is_data(train_dataset, "training")
         super().__init__(
             model=model,
             args=args,
@@ -159,10 +128,6 @@ class ContrastiveTrainer(Trainer):
         ours = isinstance(data_collator, ImageTextCollator)
         if ours and getattr(data_collator, "text_config", None) is None:
             data_collator.text_config = text_config
-        self.args.remove_unused_columns = False
-        self.args.dataloader_drop_last = True
-        # The first process would send the others parts of its batches, whose texts have different lengths.
-        self.accelerator.dataloader_config.dispatch_batches = False
         self.add_callback(_ClampLogitScale())
 
     def compute_loss(
@@ -217,53 +182,9 @@ class ContrastiveTrainer(Trainer):
         _check_trainable(self.model)
         return super().get_train_dataloader()
 
-    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
-        """Return the stock dataloader of whole batches; training, evaluation and prediction come by here."""
-        purpose = description.lower()
-        _check_is_data(dataset, purpose)
-        splits = self.accelerator.dataloader_config.split_batches
-        rows = batch_size if splits else batch_size * self.args.world_size
-        if rows < 2:
-            raise LearngeneError(
-                f"a {purpose} batch of one pair has no negatives, so that its loss is 0 whatever the model: set "
-                "the batch size to 2 or more (gradient accumulation adds no negatives)"
-            )
-        if isinstance(dataset, IterableDataset):
-            if self.args.world_size > 1 and getattr(dataset, "_distributed", None) is not None:
-                raise LearngeneError(
-                    f"the {purpose} stream was already split by node: give the whole stream, which the trainer splits"
-                )
-            return super()._get_dataloader(_WholeBatches(dataset, rows), description, batch_size, *args, **kwargs)
-        if len(dataset) < rows:
-            raise LearngeneError(_too_few(f"{len(dataset)} rows, fewer", purpose, rows // self.args.world_size))
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         _check_sampling(self.args, dataset)
-        return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any, **kwargs: Any) -> Any:
-        """Return the batches of one update; those that a stream has too few of at its end are left out.
-
-        The stock Trainer would add their gradients to the next epoch's first update.
-        """
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, *args, **kwargs)
-        if len(batches) == num_batches:
-            return batches, count
-        if self.state.global_step == 0:
-            raise LearngeneError(_too_few("fewer rows", "training", self._train_batch_size, num_batches))
-        return [], count
-
-    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run the stock loop from the seed of `args`, then put torch's random state back as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.args.seed)
-            output = super().evaluation_loop(dataloader, *args, **kwargs)
-        if not output.num_samples:  # a stream
-            raise LearngeneError(_too_few("fewer rows", "evaluation", self.args.eval_batch_size))
-        return output
-
-
-def _too_few(told: str, purpose: str, batch_size: int, batches: int = 1) -> str:
-    needed = "one batch" if batches == 1 else f"one update's {batches} batches"
-    return f"the {purpose} data has {told} than {needed} of {batch_size} on each process: lower the batch size"
+        return super()._get_dataloader(dataset, *args, **kwargs)
 
 
 def _check_model(model: Any) -> Any:
@@ -298,16 +219,6 @@ def _check_settings(args: Any) -> None:
             'train_sampling_strategy is "batch_rebalance", which makes batches of different sizes, whose losses '
             'cannot be compared: take "random", "sequential" or "group_by_length"'
         )
-
-
-def _check_is_data(dataset: Any, purpose: str) -> None:
-    if isinstance(dataset, Mapping):
-        raise LearngeneError(
-            f"the {purpose} data is a {type(dataset).__name__} with the splits {', '.join(map(repr, dataset))}: give "
-            "one of them"
-        )
-    if isinstance(dataset, str) or not (hasattr(dataset, "__iter__") or hasattr(dataset, "__getitem__")):
-        raise LearngeneError(f"the {purpose} data is {dataset!r}: give a dataset, such as load_dataset(...) returns")
 
 
 def _check_sampling(args: Any, dataset: Any) -> None:

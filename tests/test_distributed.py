@@ -109,7 +109,7 @@ def train(name, folder, batch_size):
     }
 
 
-def extract(folder, batch_size, **changes):
+def extract(folder, batch_size, stream=False, **changes):
     """Extract a pico gene, elastic; return its weights."""
     from pico import pico_clip, pico_pairs, pico_processor
 
@@ -126,7 +126,13 @@ def extract(folder, batch_size, **changes):
         use_cpu=True,
         **changes,
     )
-    return extract_learngene(pico_clip(), pico_pairs(52), args, processor=pico_processor()).state_dict()
+    pairs = pico_pairs(52).to_iterable_dataset() if stream else pico_pairs(52)
+    return extract_learngene(pico_clip(), pairs, args, processor=pico_processor()).state_dict()
+
+
+def be_the_only_process(folder):
+    """One process under torchrun, whose device is "cpu:0"."""
+    torch.save(extract(folder, batch_size=8), Path(folder) / "alone.pt")
 
 
 def refusal_of_a_split_stream(folder):
@@ -173,22 +179,42 @@ def be_one_process(folder):
     results["scale"] = scale_inside_distributed_training()
     results["gene"] = extract(folder, batch_size=4, **SGD)
     results["gene by Muon"] = extract(folder, batch_size=4)
+    results["gene of a stream"] = extract(folder, batch_size=4, stream=True, **SGD)
     torch.save(results, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()
+
+
+def launch(folder, processes):
+    """Run this file under torchrun."""
+    path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, __file__, str(folder)], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """What each of the two processes found, by rank."""
     folder = tmp_path_factory.mktemp("two_processes")
-    path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, __file__, str(folder)], env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    launch(folder, 2)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def by_muon(tmp_path_factory):
+    """The gene of one process that is not under torchrun, and how far each matrix of its blocks was moved."""
+    folder = tmp_path_factory.mktemp("by_muon")
+    gene = extract(str(folder / "gene"), batch_size=8)
+    unmoved = extract(str(folder / "unmoved"), batch_size=8, learning_rate=1e-12, muon_learning_rate=1e-12)
+    steps = {name: gene[name] - weight for name, weight in unmoved.items() if is_matrix(name, weight)}
+    return gene, unmoved, steps
+
+
+def is_matrix(name, weight):
+    return "_blocks." in name and weight.dim() == 3
 
 
 @pytest.mark.slow
@@ -261,12 +287,40 @@ def test_two_processes_extract_the_gene_of_one(two_processes, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_extract_from_a_stream_what_one_does(two_processes, tmp_path):
+    one = extract(str(tmp_path), batch_size=8, stream=True, **SGD)
+    for results in two_processes:
+        for key, weight in one.items():
+            torch.testing.assert_close(results["gene of a stream"][key], weight, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_muon_leaves_two_processes_with_the_same_gene(two_processes):
-    # Not that of one process: Muon makes steps of one size of the smallest gradients, rounding errors included.
     first, second = (results["gene by Muon"] for results in two_processes)
     for key, weight in first.items():
         torch.testing.assert_close(weight, second[key], rtol=0, atol=0)
 
 
+@pytest.mark.slow
+def test_muon_moves_the_matrices_of_two_processes_as_those_of_one(two_processes, by_muon):
+    # Not to the last digit: Muon makes steps of one size of the smallest gradients too, rounding errors included.
+    _, unmoved, steps = by_muon
+    gene = two_processes[0]["gene by Muon"]
+    for name, step in steps.items():
+        moved = gene[name] - unmoved[name]
+        assert moved.norm() == pytest.approx(step.norm().item(), rel=0.02), name
+        assert F.cosine_similarity(moved.flatten(), step.flatten(), dim=0) > 0.98, name
+
+
+@pytest.mark.slow
+def test_one_process_under_torchrun_extracts_what_it_does_without(by_muon, tmp_path):
+    launch(tmp_path, 1)
+    gene, _, steps = by_muon
+    alone = torch.load(tmp_path / "alone.pt")
+    for name, weight in gene.items():
+        torch.testing.assert_close(alone[name], weight, rtol=0, atol=1e-6)
+    assert min(step.abs().max() for step in steps.values()) > 1e-4
+
+
 if __name__ == "__main__":
-    be_one_process(sys.argv[1])
+    (be_one_process if os.environ["WORLD_SIZE"] != "1" else be_the_only_process)(sys.argv[1])

@@ -18,6 +18,7 @@ STAGES = (
     {"configuration_learngene", "expansion", "processors", "saving", "gene_files"},
     {"modeling_text_classification", "loading", "growth", "modeling_learngene"},
     {"descendants"},
+    {"batches", "extraction_arguments"},
     {
         "data",
         "identity",
@@ -32,7 +33,7 @@ STAGES = (
         "ancestors",
         "optimizers",
     },
-    {"extraction_trainers"},
+    {"extraction_trainers", "extraction_runs"},
     {"extraction", "evaluation", "classification", "inspection"},
     {"results", "cards"},
     {"alignment", "clip_moe", "model_loading", "digits", "demo_report", "demo"},
