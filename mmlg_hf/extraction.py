@@ -242,11 +242,11 @@ def _trim(ancestor: Any, processor: Any, data: Any, args: ExtractionArguments) -
 
 def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator) -> Any:
     """Build the gene and start it from its ancestor, turned first where that is asked for."""
-    rotate = args.rotate and not is_classifier(ancestor)
-    if rotate:
+    turned: dict[str, float] = {}
+    if args.rotate and not is_classifier(ancestor):
         rows = list(islice(data, args.rotation_rows))
-        batches = (collator(rows[start : start + 128]) for start in range(0, len(rows), 128))
-        ancestor = rotate_channels(ancestor, batches)
+        batches = [collator(rows[start : start + 128]) for start in range(0, len(rows), 128)]
+        ancestor, turned = rotate_channels(ancestor, batches)
     unimodal, multimodal = (2, 0) if is_classifier(ancestor) else (1, 1)
     multimodal = multimodal if args.num_multimodal_blocks is None else args.num_multimodal_blocks
     unimodal = unimodal if args.num_unimodal_blocks is None else args.num_unimodal_blocks
@@ -262,7 +262,8 @@ def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: An
         depth=args.gene_depth,
         width=args.gene_width,
     )
-    config.scale_norms = rotate
+    # True says what older genes say: both are turned.
+    config.scale_norms = len(turned) == 2 or sorted(turned) or False
     gene: Any = (LearngeneForImageClassification if is_classifier(ancestor) else LearngeneModel)(config)
     copy_outer_weights(gene, ancestor)
     if args.initialisation == "fitted" and args.gene_width is None and hasattr(ancestor, "vision_model"):
