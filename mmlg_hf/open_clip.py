@@ -166,7 +166,7 @@ def convert_state(tensors: Mapping[str, Tensor], config: CLIPConfig) -> dict[str
     """Rename open_clip's tensors to transformers' and split the fused attention input; unknown names stay."""
     # Models with "custom_text" keep the text side under a prefix of its own.
     plain = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, tensor in plain.items():
         side, rest = ("vision_model", name[7:]) if name.startswith("visual.") else ("text_model", name)
         if rest.startswith("transformer.resblocks."):
@@ -243,7 +243,8 @@ def _files(name: str | os.PathLike, **hub: Any) -> tuple[Path, Path]:
         raise LearngeneError(f"{os.fspath(name)!r} has no {CONFIG}")
     if weights is None:
         raise LearngeneError(
-            f"{os.fspath(name)!r} has no weights as safetensors ({' or '.join(WEIGHTS[:2])}); pickled ones are not read"
+            f"{os.fspath(name)!r} has no weights as safetensors ({' or '.join(WEIGHTS[:2])}): pickled ones are not "
+            "read"
         )
     return config.parent, weights
 

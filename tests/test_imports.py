@@ -27,6 +27,7 @@ STAGES = (
         "vocabulary",
         "fitting",
         "rotation",
+        "open_clip",
         "ancestors",
         "optimizers",
     },
