@@ -26,7 +26,7 @@ CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 
 # What a config may hold beside what is read below, and with which values the architecture is still a plain CLIP.
-_HARMLESS = {
+_HARMLESS: dict[str, dict[str, Any]] = {
     "vision": {"head_width": 64, "patch_dropout": 0.0, "input_patchnorm": False, "attentional_pool": False,
                "global_average_pool": False, "ls_init_value": None, "no_ln_pre": False, "pos_embed_type": "learnable",
                "final_ln_after_pool": False, "pool_type": "tok", "output_tokens": False, "act_kwargs": None,
