@@ -116,7 +116,7 @@ def by_rotated_inheritance(sources: Sources, depth: int, width: int, seed: int) 
 @torch.no_grad()
 def turned_ancestor(ancestor: CLIPModel, batches: Iterable[dict[str, Tensor]]) -> CLIPModel:
     """The ancestor with its channels turned (`mmlg_hf.rotation`) and its strongest heads and neurons first."""
-    turned = rotate_channels(ancestor, batches)
+    turned, _ = rotate_channels(ancestor, list(batches))
     for encoder in (turned.vision_model, turned.text_model):
         head_size = encoder.config.hidden_size // encoder.config.num_attention_heads
         ordered = order_units(stack_layers(encoder.encoder), head_size)

@@ -67,8 +67,9 @@ class LearngeneConfig(PreTrainedConfig):
             trained, and interpolated over l/L for another depth).
         token_embedding_rank (`int`, *optional*): the token embedding is stored as a product of [vocabulary, rank] and
             [rank, width] (ALBERT, arXiv 1909.11942); None stores it whole. Descendants have it whole.
-        scale_norms (`bool`): whether a slice of width w multiplies its LayerNorm weights by sqrt(W/w), as suits
-            a gene whose leading channels hold most of the residual stream.
+        scale_norms (`bool` or `list[str]`): whether a slice of width w multiplies its LayerNorm weights by sqrt(W/w),
+            as suits a gene whose leading channels hold most of the residual stream; a list names the encoders
+            ("image", "text") that do.
         logit_scale_init_value (`float`): natural logarithm of the initial logit scale, as in CLIP.
         initializer_factor (`float`): scales all initialisation, as in CLIP.
         ancestor (`dict`, *optional*): where the gene comes from: `id`, `revision` (commit), `class`, `parameters`.
@@ -94,7 +95,7 @@ class LearngeneConfig(PreTrainedConfig):
     num_unimodal_blocks: int = 1
     mixing: str = "linear"
     token_embedding_rank: int | None = None
-    scale_norms: bool = False
+    scale_norms: bool | list[str] = False
     logit_scale_init_value: float | int = 2.6592
     initializer_factor: float | int = 1.0
     ancestor: dict[str, Any] | None = None
@@ -120,6 +121,10 @@ class LearngeneConfig(PreTrainedConfig):
         """The sub-configs by modality, "image" and, unless this is an image gene, "text"."""
         configs = {"image": self.vision_config, "text": self.text_config}
         return {modality: config for modality, config in configs.items() if config is not None}
+
+    def scales_norms(self, modality: str) -> bool:
+        """Whether slices of one encoder, "image" or "text", scale their LayerNorms: see `scale_norms`."""
+        return self.scale_norms if isinstance(self.scale_norms, bool) else modality in self.scale_norms
 
     @property
     def head_size(self) -> int:
@@ -251,6 +256,8 @@ class LearngeneConfig(PreTrainedConfig):
             )
         if self.num_multimodal_blocks and self.text_config is not None:
             self._check_shareable()
+        if not isinstance(self.scale_norms, bool) and not set(self.scale_norms) <= {"image", "text"}:
+            raise LearngeneError(f'scale_norms is {self.scale_norms}: it takes True, False, or of "image" and "text"')
         if self.token_embedding_rank is not None:
             self._check_rank(self.token_embedding_rank)
 

@@ -210,15 +210,16 @@ def _gene_config(ancestor: Any, args: ExtractionArguments) -> LearngeneConfig:
 
 def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator) -> Any:
     """Build the gene and start it from its ancestor, turned first where that is asked for."""
-    rotate = args.rotate and not is_classifier(ancestor)
-    if rotate:
+    turned: dict[str, float] = {}
+    if args.rotate and not is_classifier(ancestor):
         rows = list(islice(data, args.rotation_rows))
         if not rows:
             raise LearngeneError("the dataset gives no rows: there is nothing to train on")
-        batches = (collator(rows[start : start + 128]) for start in range(0, len(rows), 128))
-        ancestor = rotate_channels(ancestor, batches)
+        batches = [collator(rows[start : start + 128]) for start in range(0, len(rows), 128)]
+        ancestor, turned = rotate_channels(ancestor, batches)
     config = _gene_config(ancestor, args)
-    config.scale_norms = rotate
+    # True says what older genes say: both are turned.
+    config.scale_norms = len(turned) == 2 or sorted(turned) or False
     gene: Any = (LearngeneForImageClassification if is_classifier(ancestor) else LearngeneModel)(config)
     copy_outer_weights(gene, ancestor)
     if args.initialisation == "fitted" and args.gene_width is None and hasattr(ancestor, "vision_model"):

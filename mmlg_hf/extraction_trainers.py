@@ -15,7 +15,7 @@ from .losses import (
     feature_distillation_loss,
     soft_distillation_loss,
 )
-from .optimizers import MuonFactory
+from .optimizers import MuonFactory, is_decayed
 from .training import ImageTextCollator, _ClampLogitScale
 
 OUTPUT_COLUMNS = (*EMBEDDING_COLUMNS, LOGITS_COLUMN)
@@ -68,14 +68,6 @@ def _quarter(number: int) -> int:
 def is_block_matrix(name: str, parameter: Tensor) -> bool:
     """Whether a gene's parameter is a stack of matrices, one for each block, [N, out, in]."""
     return "_blocks." in name and parameter.dim() == 3
-
-
-def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Whether a gene's parameter has weight decay: matrices have it, vectors and numbers, stacked or not, have none.
-
-    Nor have learned mixing coefficients, which would decay to no layers at all.
-    """
-    return "coefficients" not in name and parameter.dim() - ("_blocks." in name) >= 2
 
 
 class ExtractionTrainer(WholeBatchTrainer):

@@ -266,7 +266,7 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         )
         coefficients = self.coefficients(modality, config.num_hidden_layers)
         own_width = self.config.encoder_configs[modality].hidden_size
-        norm_scale = slice_norm_scale(config.hidden_size, own_width) if self.config.scale_norms else 1.0
+        norm_scale = slice_norm_scale(config.hidden_size, own_width) if self.config.scales_norms(modality) else 1.0
         return expand_layers(multimodal, unimodal, coefficients, encoder_sizes(config), norm_scale)
 
     def descendant_state_dict(self, encoder_configs) -> dict[str, Tensor]:

@@ -8,6 +8,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, DEFAULT_NS_STEPS, EPS, muon
 
+# Parts of the names of what is no matrix of weights, though a gene may hold a stack of it.
+_NO_MATRICES = ("bias", "norm", "coefficients", "class_embedding", "cls_token")
+
+
+def is_decayed(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter has weight decay: matrices have it.
+
+    Scalars and vectors (logit scale, class embedding, biases, norms) have none, nor have stacks of them, as a gene's
+    blocks hold, nor its learned coefficients, which would decay to no layers at all.
+    """
+    return parameter.dim() >= 2 and not any(word in name for word in _NO_MATRICES)
+
 
 class StackedMuon(Optimizer):
     """torch's Muon (Jordan et al., 2024) on stacks of matrices: each matrix of a stack takes a step of its own.

@@ -12,22 +12,11 @@ from .batches import WholeBatchTrainer, check_is_data
 from .data import ImageTextCollator
 from .errors import LearngeneError
 from .losses import check_label_smoothing, contrastive_loss
+from .optimizers import is_decayed
 from .texts import check_tokenizer, text_config_of
 
 # CLIP (Radford et al., 2021, section 2.5) clips the temperature so that logits are never scaled by more than 100.
 MAX_LOGIT_SCALE = log(100)
-
-
-def undecayed(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay should leave a parameter alone: it is no matrix of weights.
-
-    Such are scalars and vectors (logit scale, class embedding, biases, norms), whole stacks of them, as a gene's
-    blocks hold, and a gene's learned coefficients.
-    """
-    return parameter.dim() < 2 or any(word in name for word in _NO_MATRICES)
-
-
-_NO_MATRICES = ("bias", "norm", "coefficients", "class_embedding", "cls_token")
 
 
 def base_model_of(model: Any) -> Any:
@@ -69,7 +58,7 @@ class ContrastiveTrainer(WholeBatchTrainer):
     - `args.label_smoothing_factor` smooths the contrastive targets.
     - The logit scale is held at ln 100 or below, as CLIP's was, or in the model's own `logit_scale_range` (lowest and
       highest, None for no bound), unless it is frozen.
-    - Weight decay leaves alone what is no matrix, see `undecayed`.
+    - Weight decay leaves alone what is no matrix, see `mmlg_hf.optimizers.is_decayed`.
     - `compute_metrics` is given (image_embeds, text_embeds) as predictions: `mmlg_hf.evaluation.compute_retrieval`
       makes recalls and ranks of them. `eval_loss` is always there.
     - Evaluation neither changes nor depends on the random state of training.
@@ -155,10 +144,10 @@ class ContrastiveTrainer(WholeBatchTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """Return the names of the parameters with weight decay: the stock ones but for those of `undecayed`."""
+        """Return the names of the parameters with weight decay: the stock ones as far as `is_decayed`."""
         parameters = dict(model.named_parameters())
         names = super().get_decay_parameter_names(model)
-        return [name for name in names if name in parameters and not undecayed(name, parameters[name])]
+        return [name for name in names if name in parameters and is_decayed(name, parameters[name])]
 
     def prediction_step(
         self,

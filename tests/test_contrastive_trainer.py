@@ -14,7 +14,8 @@ from transformers import BertTokenizer, CLIPModel, TrainingArguments, VisionText
 
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.evaluation import compute_retrieval
-from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator, base_model_of, undecayed
+from mmlg_hf.optimizers import is_decayed
+from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator, base_model_of
 
 PROCESSOR = pico_processor()
 # CLIP's text encoder reads one position of every text of this tokenizer, since none holds the token that it looks for.
@@ -314,7 +315,7 @@ def test_weight_decay_moves_matrices_alone(arguments, kind):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
-    assert still == {name for name, parameter in model.named_parameters() if undecayed(name, parameter)}
+    assert still == {name for name, parameter in model.named_parameters() if not is_decayed(name, parameter)}
     assert {"logit_scale", "vision_model.embeddings.class_embedding", "text_model.final_layer_norm.weight"} <= still
     if kind == "learned gene":
         assert {"vision_coefficients", "text_coefficients"} <= still

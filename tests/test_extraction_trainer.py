@@ -14,9 +14,9 @@ from mmlg_hf import ExtractionArguments, extract_learngene
 from mmlg_hf.ancestors import load_ancestor
 from mmlg_hf.data import process_images, process_pairs
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.extraction_trainers import AncestorCollator, ExtractionTrainer, is_decayed, size_grid
+from mmlg_hf.extraction_trainers import AncestorCollator, ExtractionTrainer, size_grid
 from mmlg_hf.modeling_learngene import LearngeneModel
-from mmlg_hf.optimizers import OptimizerPair, StackedMuon
+from mmlg_hf.optimizers import OptimizerPair, StackedMuon, is_decayed
 from mmlg_hf.training import ImageTextCollator
 
 QUICK = {

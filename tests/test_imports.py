@@ -30,6 +30,7 @@ STAGES = (
         "vocabulary",
         "fitting",
         "rotation",
+        "open_clip",
         "ancestors",
         "optimizers",
     },

@@ -76,7 +76,7 @@ def test_a_principal_rotation_puts_a_lone_direction_into_the_first_channel():
 
 def test_a_turned_clip_computes_what_the_clip_does(clip):
     inputs = batch()
-    turned = rotate_channels(clip, [inputs])
+    turned, _ = rotate_channels(clip, [inputs])
     with torch.no_grad():
         before, after = clip(**inputs), turned(**inputs)
     torch.testing.assert_close(after.image_embeds, before.image_embeds, atol=1e-4, rtol=0)
@@ -102,19 +102,66 @@ def test_leading_channels_of_a_turned_clip_hold_more_than_their_share(clip, enco
         rows = read_by_layers(model, encoder, inputs)
         return rows[:, : rows.shape[1] // 4].square().sum() / rows.square().sum()
 
-    turned = rotate_channels(clip, [inputs])
+    turned, _ = rotate_channels(clip, [inputs])
     assert share(turned) > 0.4 > share(clip)
 
 
 def test_padding_has_no_say_in_the_rotation(clip):
     inputs = batch()
     other = dict(inputs, input_ids=inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, 5))
-    first, second = rotate_channels(clip, [inputs]), rotate_channels(clip, [other])
+    first, second = rotate_channels(clip, [inputs])[0], rotate_channels(clip, [other])[0]
     name = "text_model.encoder.layers.0.mlp.fc1.weight"
     torch.testing.assert_close(first.get_parameter(name), second.get_parameter(name), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("scale_norms", "factor"), [(False, 1.0), (True, 2**0.5)])
+def centred_cosine(first, second):
+    return torch.nn.functional.cosine_similarity(first - first.mean(0), second - second.mean(0)).mean().item()
+
+
+@pytest.mark.parametrize(("spread", "least"), [(0.0, 0.99999), (0.3, 0.999), (0.6, 0.998), (1.0, 0.995)])
+def test_a_norm_that_varies_before_the_layers_is_folded_into_the_embeddings(spread, least):
+    clip = pico_clip(vision_depth=4, text_depth=1, vision_width=128, text_width=16).eval()
+    norm, generator = clip.vision_model.pre_layrnorm, torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        norm.weight.copy_(0.5 * torch.exp(spread * torch.randn(norm.weight.shape, generator=generator)))
+    inputs = batch(64)
+    turned, kept = rotate_channels(clip, [inputs], least_cosine=0.9)
+    with torch.no_grad():
+        before, after = clip(**inputs), turned(**inputs)
+    assert centred_cosine(before.image_embeds, after.image_embeds) >= least
+    assert kept["image"] == pytest.approx(centred_cosine(before.image_embeds, after.image_embeds), abs=1e-4)
+    assert kept["text"] > 0.9999
+
+
+def test_an_encoder_that_would_lose_too_much_is_left_as_it_is(clip):
+    norm, generator = clip.vision_model.pre_layrnorm, torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        norm.weight.copy_(torch.exp(3 * torch.randn(norm.weight.shape, generator=generator)))
+    inputs = batch()
+    turned, kept = rotate_channels(clip, [inputs], least_cosine=0.9999)
+    assert set(kept) == {"text"}
+    for name in ("vision_model.encoder.layers.0.mlp.fc1.weight", "visual_projection.weight"):
+        assert torch.equal(turned.get_parameter(name), clip.get_parameter(name))
+    name = "text_model.encoder.layers.0.mlp.fc1.weight"
+    assert not torch.equal(turned.get_parameter(name), clip.get_parameter(name))
+    with torch.no_grad():
+        torch.testing.assert_close(turned(**inputs).image_embeds, clip(**inputs).image_embeds)
+
+
+def test_the_rotation_does_not_depend_on_how_its_rows_are_batched(clip):
+    inputs = batch()
+    halves = [{name: rows[start : start + 12] for name, rows in inputs.items()} for start in (0, 12)]
+    halves = [half | {"attention_mask": torch.ones_like(half["attention_mask"])} for half in halves]
+    whole = inputs | {"attention_mask": torch.ones_like(inputs["attention_mask"])}
+    first, second = rotate_channels(clip, [whole])[0], rotate_channels(clip, halves)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(first(**whole).image_embeds, second(**whole).image_embeds, atol=1e-4, rtol=0)
+    torch.testing.assert_close(first.vision_model.pre_layrnorm.weight, second.vision_model.pre_layrnorm.weight)
+
+
+@pytest.mark.parametrize(
+    ("scale_norms", "factor"), [(False, 1.0), (True, 2**0.5), (["text"], 1.0), (["image"], 2**0.5)]
+)
 def test_slices_scale_their_layer_norms_by_the_root_of_the_width_lost(scale_norms, factor):
     torch.manual_seed(0)
     gene = LearngeneModel(gene_config(vision_depth=2, text_depth=2, scale_norms=scale_norms))
