@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .data import captions_of, find_columns, read_image, undecoded
+from .data import captions_of, find_columns, open_image, undecoded
 from .errors import LearngeneError
 from .metrics import (
     CHUNK,
@@ -136,7 +136,10 @@ def _embed(
 
 
 def _read_image(images: Sequence[Any], index: int) -> Any:
-    return read_image(images[index], f"row {index}")
+    try:
+        return open_image(images[index])
+    except OSError as error:
+        raise LearngeneError(f"image {index} cannot be read ({error}): mend it or drop that row") from error
 
 
 def _read_text(texts: Sequence[Any], index: int) -> str:
