@@ -91,7 +91,7 @@ def fingerprint_data(dataset: Any, columns: Iterable[str] | None = None) -> str:
     """
     from .data.pictures import undecoded  # the package of data names what it makes by this module
 
-    names = sorted(getattr(dataset, "column_names", None) or [] if columns is None else columns)
+    names = sorted(set(getattr(dataset, "column_names", None) or () if columns is None else columns))
     digest = hashlib.sha256(json.dumps(names).encode())
     if isinstance(dataset, Dataset):
         digest.update(f"{len(dataset)}".encode())

@@ -11,8 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .data import read_image as read_picture
-from .data import undecoded
+from .data import open_image, undecoded
 from .errors import LearngeneError, first_line
 from .texts import check_tokenizer, text_config_of
 
@@ -36,8 +35,11 @@ def image_values(dataset: Dataset, column: str) -> Sequence[Any]:
 
 
 def read_image(images: Sequence[Any], index: int) -> PILImage.Image:
-    """Open one of several images, or name its row in a `LearngeneError`."""
-    return read_picture(images[index], f"row {index}")
+    """Open one of several images, or name it in a `LearngeneError`."""
+    try:
+        return open_image(images[index])
+    except OSError as error:
+        raise LearngeneError(f"image {index} cannot be read ({error}): mend it or drop that row") from error
 
 
 def read_text(texts: Sequence[Any], index: int) -> str:

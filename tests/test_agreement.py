@@ -157,7 +157,7 @@ def check_agreement(dataset):
         for name, read in WAYS.items():
             with pytest.raises(LearngeneError) as caught:
                 read(dataset)
-            named = re.search(r"(?<!\w)row (\d+)", str(caught.value))
+            named = re.search(r"(?<!\w)(?:row|image) (\d+)", str(caught.value))
             assert named is not None, f"{name}: {caught.value}"
             assert int(named[1]) in faulty, f"{name}: {caught.value}"
             assert "\n" not in str(caught.value)
@@ -172,7 +172,7 @@ def check_agreement(dataset):
 
 
 quickly = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-at_length = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+at_length = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @quickly

@@ -183,6 +183,16 @@ def test_texts_of_an_encoder_that_reads_its_last_position_are_padded_to_one_leng
         assert "attention_mask" not in batch
 
 
+def test_processed_texts_are_padded_on_the_right_for_an_encoder_whatever_the_tokenizer_says(processor):
+    tokenizer = pico_tokenizer()
+    tokenizer.padding_side = "left"
+    left = SimpleNamespace(image_processor=processor.image_processor, tokenizer=tokenizer)
+    rows = list(process_pairs(rows_of([GOOD["image"]] * 2, ["red", "a red square"]), processor))
+    batch = ImageTextCollator(left, text_config=CLIPTextConfig())(rows)
+    assert batch["input_ids"][:, 0].tolist() == [tokenizer.bos_token_id] * 2
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1] * 5]
+
+
 def test_processed_rows_that_make_no_batch_are_refused(processor):
     rows = list(process_pairs(pico_pairs(2), processor))
     with pytest.raises(LearngeneError, match="row 1 of the batch lacks pixel_values or input_ids"):

@@ -68,7 +68,7 @@ def test_what_formatted_datasets_make_of_rgb_images_is_read_and_what_cannot_be_t
         ({"raw": b""}, "a value of type dict is no image"),
         ({"bytes": None, "path": None}, "it has neither bytes nor a path"),
         ([b"x"], "a value of type list is no image"),
-        (b"", "cannot identify image file"),
+        (b"", "its bytes are no image that Pillow knows"),
         ("/no/such/file.png", "No such file or directory"),
         ({"path": "/no/such/file.png", "bytes": None}, "No such file or directory"),
         ("zero\0byte.png", "null"),

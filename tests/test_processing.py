@@ -189,6 +189,14 @@ def test_all_splits_in_one_and_what_is_no_dataset_are_refused(processor):
             call(["a"])
 
 
+def test_the_image_and_the_text_can_be_kept_and_one_column_named_alone(processor):
+    pairs = pico_pairs(2)
+    done = process_pairs(pairs, processor, keep_columns=("caption", "image")).with_format(None)
+    assert done[1]["caption"] == pairs[1]["caption"]
+    assert np.array_equal(done[1]["image"], pairs[1]["image"])
+    assert process_pairs(pairs, processor, keep_columns="caption")["caption"][:] == pairs["caption"][:]
+
+
 def test_a_column_to_keep_that_is_not_there_is_refused(processor):
     for rows in (pico_pairs(2), pico_pairs(2).to_iterable_dataset()):
         with pytest.raises(LearngeneError, match="no column 'label' to keep: its columns are image, caption"):

@@ -1,4 +1,4 @@
-"""ImageTextCollator, and ContrastiveTrainer on one process, beside the stock Trainer."""
+"""ContrastiveTrainer on one process, beside the stock Trainer."""
 
 import math
 from types import SimpleNamespace

@@ -255,10 +255,12 @@ def check_base(encoder: PreTrainedModel, gene: str | None, record: dict[str, Any
     """
     record = record or {}
     dtype = getattr(torch, str(record.get("dtype") or "float32"))
+    found: str | None
     if gene and record.get("gene"):
         kind, wanted, found = "the gene", record["gene"], gene
     else:
-        kind, wanted, found = f"a {type(encoder).__name__}", record.get("fingerprint"), _fingerprint(encoder, dtype)
+        kind, wanted = f"a {type(encoder).__name__}", record.get("fingerprint")
+        found = _fingerprint(encoder, dtype)
     if wanted and found and wanted != found:
         at = f" at {record['revision']}" if record.get("revision") else ""
         raise LearngeneError(

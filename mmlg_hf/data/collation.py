@@ -92,6 +92,8 @@ class ImageTextCollator:
             max_length=limit if one_length else None,
             pad_to_multiple_of=None if one_length else self.pad_to_multiple_of,
             return_attention_mask=False if one_length else None,
+            # An encoder that reads the first end token must not meet padding, often the same token, before it.
+            padding_side=None if self.text_config is None else "right",
             return_tensors="pt",
         )
         pixels = [torch.as_tensor(row["pixel_values"]) for row in rows]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from datasets import Image
 from datasets.utils.file_utils import is_local_path, xopen
-from PIL import ExifTags
+from PIL import ExifTags, UnidentifiedImageError
 from PIL import Image as PILImage
 
 from ..errors import LearngeneError, first_line
@@ -70,6 +70,8 @@ def open_image(value: Any) -> PILImage.Image:
         return _to_rgb(_upright(_open(value)))
     except UnreadableImage:
         raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("its bytes are no image that Pillow knows") from error
     except OSError as error:
         raise UnreadableImage(first_line(error)) from error
     except _DAMAGED as error:

@@ -62,7 +62,7 @@ def process_pairs(
     check_dataset(dataset)
     image_column, text_column = find_columns(dataset, image_column, text_column)
     work = _Work(
-        processor.image_processor, image_column, on_bad_image, tuple(keep_columns), text_column, processor.tokenizer,
+        processor.image_processor, image_column, on_bad_image, keep_columns, text_column, processor.tokenizer,
         text_config, max_length,
     )  # fmt: skip
     limit = longest_text(processor.tokenizer, text_config, max_length)
@@ -81,7 +81,7 @@ def process_images(
     """Turn images into `pixel_values` [3, H, W] float32 once: `process_pairs` for data without texts."""
     check_dataset(dataset)
     image_column = find_image_column(dataset, image_column)
-    work = _Work(image_processor, image_column, on_bad_image, tuple(keep_columns))
+    work = _Work(image_processor, image_column, on_bad_image, keep_columns)
     return _process(dataset, work, processor_key(image_processor), num_proc)
 
 
@@ -220,6 +220,7 @@ class _ProcessedStream(IterableDataset):
 def _process(dataset: AnyDataset, work: _Work, key: str, num_proc: int | None) -> AnyDataset:
     if work.on_bad_image not in ("raise", "skip"):
         raise LearngeneError(f'on_bad_image is {work.on_bad_image!r}: it takes "raise" or "skip"')
+    work.keep = (work.keep,) if isinstance(work.keep, str) else tuple(work.keep)
     known = column_names(dataset)
     for name in work.keep:
         if name not in known:
