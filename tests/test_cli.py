@@ -21,6 +21,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from mmlg_hf import LearngeneModel
+from mmlg_hf.classification import evaluate_classification
 from mmlg_hf.cli import app
 from mmlg_hf.evaluation import evaluate_retrieval, evaluate_zero_shot
 from mmlg_hf.inspection import descendant_sizes
@@ -214,9 +215,22 @@ def test_evaluate_measures_a_classifier(folders, tmp_path):
     assert figures == pytest.approx({"accuracy": 1 / 8, "top5": 5 / 8, "mean_per_class": 1 / 8})
 
 
+def test_evaluate_measures_an_image_gene_as_the_classifier_it_is(folders, tmp_path):
+    gene, pairs = image_gene(num_labels=8), pico_pairs(16, labels=True)
+    gene.processor = pico_processor().image_processor
+    gene.save_pretrained(tmp_path / "gene")
+    words = ("evaluate", tmp_path / "gene", "--data", folders / "pairs", "--task")
+    result = run(*words, "classification", "--output", tmp_path / "figures.json")
+    assert result.exit_code == 0, result.output
+    expected = evaluate_classification(gene, pairs, pico_processor())
+    assert json.loads((tmp_path / "figures.json").read_text())["figures"] == pytest.approx(expected)
+    assert "this is an image gene" in refused(run(*words, "retrieval"))
+
+
 @pytest.mark.parametrize(
     ("model", "task", "sentence"),
     [
+        ("gene", "classification", "holds a LearngeneModel, which has no trained classifier"),
         ("clip", "classification", "holds a CLIPModel, which has no trained classifier"),
         ("classifier", "retrieval", "was saved as CLIPForImageClassification and lacks"),
         ("image-model", "zero-shot", "holds a CLIPVisionModelWithProjection: "),

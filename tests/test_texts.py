@@ -1,4 +1,4 @@
-"""Texts into tokens: the model's own tokenizer or a refusal, cut to what the encoder takes, padded as it was trained."""
+"""Texts into tokens: by the model's own tokenizer, cut to what the encoder takes, padded as in its training."""
 
 import pytest
 import torch
