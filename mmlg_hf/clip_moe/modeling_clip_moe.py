@@ -175,9 +175,9 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
         """
         classes: tuple[Any, ...] = (type(self), type(self.config))
         before = [cls._auto_class for cls in classes]
-        code = vars(self.config).get("auto_map")
+        code = self.config.__dict__.get("auto_map")
         if not with_code and type(self)._auto_class is None:
-            vars(self.config).pop("auto_map", None)  # of a save that the code went along with: it does not now
+            self.config.__dict__.pop("auto_map", None)  # of a save that the code went along with: it does not now
         if with_code:
             self.register_for_auto_class(self.auto_class)
             self.config.register_for_auto_class()
@@ -186,7 +186,7 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
         finally:  # left registered, every later save would hold the code too
             for cls, auto_class in zip(classes, before, strict=True):
                 cls._auto_class = auto_class
-            vars(self.config).pop("auto_map", None)
+            self.config.__dict__.pop("auto_map", None)
             if code is not None:
                 self.config.auto_map = code
 
