@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 
 from .errors import LearngeneError, first_line
+from .parts import is_needed
 from .writing import write_json
 
 # Raised whenever our own code makes other tensors of the same data, so that kept ones are not used again.
@@ -43,16 +44,18 @@ def fingerprint_model(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def fingerprint_weights(model: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
+def fingerprint_weights(
+    model: torch.nn.Module, dtype: torch.dtype | None = None, counts: Callable[[str], bool] = lambda name: True
+) -> str:
     """Hash every value of a model's weights, alike under every version of transformers: 32 hexadecimal digits.
 
     Args:
-        dtype: floating-point tensors are hashed in this data type; None takes each in its own. Tensors on the meta
-            device, which have no values, are left out.
+        dtype: floating-point tensors are hashed in this data type; None takes each in its own.
+        counts: whether a tensor of this name counts. Those on the meta device, which have no values, do not.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if tensor.is_meta:
+        if tensor.is_meta or not counts(name):
             continue
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
@@ -61,9 +64,13 @@ def fingerprint_weights(model: torch.nn.Module, dtype: torch.dtype | None = None
     return digest.hexdigest()[:32]
 
 
-def fingerprint_gene(gene: torch.nn.Module) -> str:
-    """Hash what a gene's descendants are made from: alike in its stored precision and in float32."""
-    digest = hashlib.sha256(fingerprint_weights(gene, torch.float32).encode())
+def fingerprint_gene(gene: torch.nn.Module, modality: str | None = None) -> str:
+    """Hash what a gene's descendants are made from: alike in its stored precision and in float32.
+
+    Args:
+        modality: "image" or "text" takes what descendants of that modality are made from; None takes all.
+    """
+    digest = hashlib.sha256(fingerprint_weights(gene, torch.float32, is_needed(modality)).encode())
     config: Any = gene.config
     encoders = [encoder for encoder in (config.vision_config, config.text_config) if encoder is not None]
     fields = [getattr(config, name) for name in _MADE_BY]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from mmlg_hf.cards import save_model_card
 from mmlg_hf.clip_moe import load_from_deltas
 from mmlg_hf.descendants import from_learngene, load_learngene
 from mmlg_hf.errors import LearngeneError
+from mmlg_hf.writing import write_json
 
 from .manifest import Artifact, Manifest
 
@@ -33,6 +35,8 @@ def stage(artifact: Artifact, manifest: Manifest, folder: Path, namespace: str) 
         _stage_mixture(artifact, manifest, folder, namespace)
     else:
         shutil.copytree(_source_folder(artifact, manifest), folder, dirs_exist_ok=True)
+        if artifact.kind == "aligned-pair":
+            _name_bases(folder / "config.json", manifest, namespace)
     save_model_card(
         folder,
         None if artifact.results is None else manifest.root / artifact.results,
@@ -84,6 +88,19 @@ def _stage_mixture(artifact: Artifact, manifest: Manifest, folder: Path, namespa
     _name_gene(mixture.config, f"{namespace}/{gene.name}")
     mixture.save_pretrained(folder, with_code=True)
     loaded.processor.save_pretrained(folder)
+
+
+def _name_bases(path: Path, manifest: Manifest, namespace: str) -> None:
+    """Let a pair name the genes that its encoders grew from as they are published: by namespace, at this version."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    published = {artifact.name: f"{namespace}/{artifact.name}" for artifact in manifest.artifacts}
+    for modality in ("vision", "text"):
+        base, encoder = config.get(f"{modality}_base") or {}, config[f"{modality}_config"]
+        if base.get("grown") and base["name"] in published:
+            base |= {"name": published[base["name"]], "revision": f"v{manifest.version}"}
+            encoder["learngene"] = {**(encoder.get("learngene") or {}), "learngene": base["name"]}
+            encoder.pop("_name_or_path", None)
+    write_json(path, config)
 
 
 def _name_gene(config: Any, name: str) -> None:

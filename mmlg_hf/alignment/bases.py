@@ -241,7 +241,7 @@ def _grow(
     gene: Any = load_learngene(record["name"] if replacement is None else replacement, modality=wanted, **hub)
     # As pairs: one number would mean the gene's wider encoder, which may be the other one.
     depth, width = ((record["grown"].get(name),) * 2 for name in ("depth", "width"))
-    return _bare(gene.descendant(depth, width, wanted, dtype=dtype), modality), fingerprint_gene(gene)
+    return _bare(gene.descendant(depth, width, wanted, dtype=dtype), modality), fingerprint_gene(gene, wanted)
 
 
 def check_base(encoder: PreTrainedModel, gene: str | None, record: dict[str, Any] | None, modality: str) -> None:
@@ -255,12 +255,10 @@ def check_base(encoder: PreTrainedModel, gene: str | None, record: dict[str, Any
     """
     record = record or {}
     dtype = getattr(torch, str(record.get("dtype") or "float32"))
-    found: str | None
+    kind = f"a {type(encoder).__name__}"
+    wanted, found = record.get("fingerprint"), _fingerprint(encoder, dtype)
     if gene and record.get("gene"):
         kind, wanted, found = "the gene", record["gene"], gene
-    else:
-        kind, wanted = f"a {type(encoder).__name__}", record.get("fingerprint")
-        found = _fingerprint(encoder, dtype)
     if wanted and found and wanted != found:
         at = f" at {record['revision']}" if record.get("revision") else ""
         raise LearngeneError(

@@ -1,11 +1,12 @@
 """Aligned pairs at the edges: fine-tuned encoders, data types, damage, SigLIP, runs that go on with other settings."""
 
 import copy
+import json
 import math
 
 import pytest
 import torch
-from pico import pico_clip, pico_pairs, pico_processor
+from pico import pico_pairs, pico_processor
 from pico_encoders import batch, make_encoder, perturb
 from pico_genes import multimodal_gene
 from safetensors.torch import load_file, save_file
@@ -436,8 +437,27 @@ def test_an_unread_pooler_that_the_checkpoint_lacks_is_no_damage(tmp_path, saved
         align(saved("vit"), tmp_path / "bert", text_pooling="pooler")
 
 
-def test_a_clip_with_one_damaged_side_still_gives_the_other(tmp_path):
-    clip = pico_clip()
-    clip.save_pretrained(tmp_path)
-    model = align(tmp_path, tmp_path, "projections")
-    assert model.config.vision_base["fingerprint"] != model.config.text_base["fingerprint"]
+# --- the published pair ----------------------------------------------------------------------------------------------
+
+
+def test_the_published_pair_names_its_gene_by_namespace_and_version_and_its_card_says_what_it_needs(tmp_path):
+    from upload.manifest import read_manifest
+    from upload.staging import stage
+
+    manifest = read_manifest()
+    name = "mmlg-fashion-48-pair-3x96"
+    folder = stage(manifest[name], manifest, tmp_path / "staged", "some-org")
+    config = json.loads((folder / "config.json").read_text())
+    for modality in ("vision", "text"):
+        base = config[f"{modality}_base"]
+        assert base["name"] == config[f"{modality}_config"]["learngene"]["learngene"] == "some-org/mmlg-fashion-48"
+        assert base["revision"] == f"v{manifest.version}"
+        assert "_name_or_path" not in config[f"{modality}_config"]
+    card = (folder / "README.md").read_text()
+    assert "pip install mmlg_hf" in card
+    assert f'pipeline("zero-shot-image-classification", model="some-org/{name}")' in card
+    # Both as it lies in the repository and as it is published it is the pair of the bundled gene.
+    source = DualEncoderModel.from_pretrained(manifest.root / str(manifest[name].source))
+    given = {"vision": "mmlg-fashion-48", "text": "mmlg-fashion-48"}
+    staged = DualEncoderModel.from_pretrained(folder, **given)
+    assert all(map(torch.equal, staged.state_dict().values(), source.state_dict().values()))

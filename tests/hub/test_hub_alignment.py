@@ -68,7 +68,8 @@ def test_pushing_writes_a_card_and_the_trained_part_and_loading_fetches_the_enco
     assert "base_model:\n- demo/vision\n- demo/text\nbase_model_relation: adapter" in card
     assert "More Information Needed" not in card
     assert "| Recipe | lilt |" in card
-    assert "DualEncoderModel.from_pretrained" in card
+    assert 'pipeline("zero-shot-image-classification", model="demo/pair")' in card
+    assert "pip install mmlg_hf" in card
     config = json.loads(files["config.json"])
     assert config["vision_base"]["name"] == "demo/vision"
     commit = config["text_base"]["revision"]
