@@ -179,5 +179,8 @@ class ImageTextRetrieval(evaluate.Metric):
 
 def compute_retrieval(prediction: Any) -> dict[str, float]:
     """Give `ContrastiveTrainer(compute_metrics=...)` what `retrieval_results` returns, one text for each image."""
-    image_embeds, text_embeds = prediction.predictions
+    predictions = prediction.predictions
+    if isinstance(predictions, list):  # with eval_do_concat_batches=False, a pair for each batch
+        predictions = [torch.cat([torch.as_tensor(rows) for rows in side]) for side in zip(*predictions, strict=True)]
+    image_embeds, text_embeds = predictions
     return retrieval_results(image_embeds, text_embeds, torch.arange(len(text_embeds)))

@@ -1,6 +1,7 @@
 """Contrastive fine-tuning with the transformers Trainer: a collator for image-text rows, and the global loss."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
 from math import log
 from typing import Any
 
@@ -198,7 +199,7 @@ class ContrastiveTrainer(Trainer):
     - `args.remove_unused_columns` is set to False, since the collator needs the raw columns, and
       `args.dataloader_drop_last` to True, since the loss of a smaller batch cannot be compared. So evaluation too
       leaves out an incomplete last batch; `evaluate_retrieval` measures all rows. Both hold for streams as well.
-    - Each process reads a stream whole, in one order, and takes its part of every batch.
+    - Each process reads a stream whole and takes its part of every batch: a stream that is shuffled needs a seed.
     - `args.label_smoothing_factor` smooths the contrastive targets.
     - The logit scale is held at ln 100 or below, as CLIP's was, or in the model's own `logit_scale_range` (lowest and
       highest, None for no bound), unless it is frozen.
@@ -243,7 +244,7 @@ class ContrastiveTrainer(Trainer):
         if model is not None or kwargs.get("model_init") is None:
             _check_model(model)
         if args is not None:
-            _check_settings(args)
+            _check_settings(args, kwargs.get("compute_metrics"))
         if train_dataset is not None:
             _check_is_data(train_dataset, "training")
         super().__init__(
@@ -391,8 +392,14 @@ def _check_model(model: Any) -> Any:
     return base
 
 
-def _check_settings(args: Any) -> None:
+def _check_settings(args: Any, compute_metrics: Any) -> None:
     check_label_smoothing(args.label_smoothing_factor)
+    by_batches = args.batch_eval_metrics and compute_metrics is not None
+    if by_batches and "compute_result" not in signature(compute_metrics).parameters:
+        raise LearngeneError(
+            "batch_eval_metrics is set, but compute_metrics takes no compute_result, as a metric of single batches "
+            "must: leave the setting out (retrieval ranks all rows at once)"
+        )
     if args.accelerator_config.dispatch_batches:
         raise LearngeneError(
             "accelerator_config says dispatch_batches=True, but batches of texts of different lengths cannot be "
@@ -411,8 +418,10 @@ def _check_is_data(dataset: Any, purpose: str) -> None:
             f"the {purpose} data is a {type(dataset).__name__} with the splits {', '.join(map(repr, dataset))}: give "
             "one of them"
         )
-    if isinstance(dataset, str) or not (hasattr(dataset, "__iter__") or hasattr(dataset, "__getitem__")):
-        raise LearngeneError(f"the {purpose} data is {dataset!r}: give a dataset, such as load_dataset(...) returns")
+    rows = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not isinstance(dataset, str)
+    if not rows and not isinstance(dataset, IterableDataset):
+        told = repr(dataset) if isinstance(dataset, str) else f"a {type(dataset).__name__}"
+        raise LearngeneError(f"the {purpose} data is {told}: give a dataset or a stream, as load_dataset(...) returns")
 
 
 def _check_sampling(args: Any, dataset: Any) -> None:
