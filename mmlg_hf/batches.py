@@ -59,8 +59,10 @@ def check_is_data(dataset: Any, purpose: str) -> None:
             f"the {purpose} data is a {type(dataset).__name__} with the splits {', '.join(map(repr, dataset))}: give "
             "one of them"
         )
-    if isinstance(dataset, str) or not (hasattr(dataset, "__iter__") or hasattr(dataset, "__getitem__")):
-        raise LearngeneError(f"the {purpose} data is {dataset!r}: give a dataset, such as load_dataset(...) returns")
+    rows = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not isinstance(dataset, str)
+    if not rows and not isinstance(dataset, IterableDataset):
+        told = repr(dataset) if isinstance(dataset, str) else f"a {type(dataset).__name__}"
+        raise LearngeneError(f"the {purpose} data is {told}: give a dataset or a stream, as load_dataset(...) returns")
 
 
 class WholeBatchTrainer(Trainer):

@@ -1,5 +1,6 @@
 """Contrastive fine-tuning with the transformers Trainer and the global loss."""
 
+from inspect import signature
 from math import log
 from typing import Any
 
@@ -54,7 +55,7 @@ class ContrastiveTrainer(WholeBatchTrainer):
     - `args.remove_unused_columns` is set to False, since the collator needs the raw columns, and
       `args.dataloader_drop_last` to True, since the loss of a smaller batch cannot be compared. So evaluation too
       leaves out an incomplete last batch; `evaluate_retrieval` measures all rows. Both hold for streams as well.
-    - Each process reads a stream whole, in one order, and takes its part of every batch.
+    - Each process reads a stream whole and takes its part of every batch: a stream that is shuffled needs a seed.
     - `args.label_smoothing_factor` smooths the contrastive targets.
     - The logit scale is held at ln 100 or below, as CLIP's was, or in the model's own `logit_scale_range` (lowest and
       highest, None for no bound), unless it is frozen.
@@ -96,7 +97,7 @@ class ContrastiveTrainer(WholeBatchTrainer):
         if model is not None or kwargs.get("model_init") is None:
             _check_model(model)
         if args is not None:
-            _check_settings(args)
+            _check_settings(args, kwargs.get("compute_metrics"))
         if train_dataset is not None:
             check_is_data(train_dataset, "training")
         super().__init__(
@@ -196,8 +197,14 @@ def _check_model(model: Any) -> Any:
     return base
 
 
-def _check_settings(args: Any) -> None:
+def _check_settings(args: Any, compute_metrics: Any) -> None:
     check_label_smoothing(args.label_smoothing_factor)
+    by_batches = args.batch_eval_metrics and compute_metrics is not None
+    if by_batches and "compute_result" not in signature(compute_metrics).parameters:
+        raise LearngeneError(
+            "batch_eval_metrics is set, but compute_metrics takes no compute_result, as a metric of single batches "
+            "must: leave the setting out (retrieval ranks all rows at once)"
+        )
     if args.accelerator_config.dispatch_batches:
         raise LearngeneError(
             "accelerator_config says dispatch_batches=True, but batches of texts of different lengths cannot be "

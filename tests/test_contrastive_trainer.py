@@ -87,8 +87,9 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(arguments):
 def test_the_collator_is_told_of_the_text_encoder_and_keeps_what_it_was_told(arguments):
     model, collator, told = pico_clip(), ImageTextCollator(PROCESSOR), ImageTextCollator(PROCESSOR)
     told.text_config = "mine"
+    wrapped = lora(model)
     for given in (collator, told):
-        trainer_of(lora(model), arguments(), data_collator=given)
+        trainer_of(wrapped, arguments(), data_collator=given)
     assert collator.text_config is model.config.text_config
     assert told.text_config == "mine"
     assert trainer_of(model, arguments()).data_collator.text_config is model.config.text_config
@@ -128,6 +129,8 @@ def test_settings_that_do_not_go_with_the_loss_are_refused(arguments):
         trainer_of(pico_clip(), arguments(label_smoothing_factor=1.5))
     with pytest.raises(LearngeneError, match="leave compute_loss_func out"):
         trainer_of(pico_clip(), arguments(), compute_loss_func=lambda *args, **kwargs: 0)
+    with pytest.raises(LearngeneError, match="batch_eval_metrics is set.*leave the setting out"):
+        trainer_of(pico_clip(), arguments(batch_eval_metrics=True), compute_metrics=compute_retrieval)
     with pytest.raises(LearngeneError, match="dispatch_batches=True"):
         trainer_of(pico_clip(), arguments(accelerator_config={"dispatch_batches": True}))
     with pytest.raises(LearngeneError, match="batch_rebalance.*different sizes"):
@@ -205,6 +208,8 @@ def test_a_dictionary_of_splits_is_no_training_data(arguments):
         trainer_of(pico_clip(), arguments(), train_dataset=splits)
     with pytest.raises(LearngeneError, match="training data is 'my/data': give a dataset"):
         trainer_of(pico_clip(), arguments(), train_dataset="my/data")
+    with pytest.raises(LearngeneError, match="training data is a generator: give a dataset"):
+        trainer_of(pico_clip(), arguments(), train_dataset=(row for row in pico_pairs(8)))
     trainer = trainer_of(pico_clip(), arguments())
     with pytest.raises(LearngeneError, match="test data is a DatasetDict"):
         trainer.predict(splits)
@@ -414,6 +419,16 @@ def test_batches_that_are_not_concatenated_come_as_a_list_of_pairs(arguments):
     for batch, wanted in zip(found[0], expected, strict=True):
         for rows, side in zip(batch, wanted, strict=True):
             torch.testing.assert_close(torch.as_tensor(rows), side, atol=1e-6, rtol=1e-5)
+
+
+def test_retrieval_is_the_same_with_batches_that_are_not_concatenated(arguments):
+    found = []
+    for concatenated in (True, False):
+        args = arguments(eval_do_concat_batches=concatenated)
+        trainer = trainer_of(pico_clip(), args, eval_dataset=pico_pairs(10), compute_metrics=compute_retrieval)
+        found.append({name: value for name, value in trainer.evaluate().items() if "R@" in name or "rank" in name})
+    assert found[0] == found[1]
+    assert len(found[0]) == 9
 
 
 def test_prediction_returns_the_embeddings_the_loss_and_the_metrics(arguments):
