@@ -248,6 +248,18 @@ def test_evaluate_names_the_splits_there_are(folders):
 
 
 @pytest.mark.slow
+def test_extract_goes_on_with_its_own_run_alone(folders, tmp_path):
+    start = ("extract", folders / "clip", "--data", folders / "pairs", "--output", tmp_path / "gene", "--use_cpu")
+    quick = ("--batch-size", "8", "--save_steps", "1", "--report_to", "none", "--initialisation", "random")
+    assert "holds no checkpoint to go on from" in refused(run(*start, *quick, "--resume"))
+    assert run(*start, *quick, "--max-steps", "1").exit_code == 0
+    other = (*quick, "--max-steps", "2", "--resume", "--learning-rate", "0.5")
+    assert "holds a run with learning rate 0.001, now it is 0.5" in refused(run(*start, *other))
+    assert run(*start, *quick, "--max-steps", "2", "--resume").exit_code == 0
+    assert (tmp_path / "gene" / "checkpoint-2").is_dir()
+
+
+@pytest.mark.slow
 def test_extract_makes_a_gene_that_descend_grows(folders, tmp_path):
     words = (
         "extract", folders / "clip", "--data", folders / "pairs", "--output", tmp_path / "gene", "--max-steps", "2",
