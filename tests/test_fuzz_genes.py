@@ -238,7 +238,7 @@ def damaged(sound, seed, folder):
     for damage in chosen:
         try:
             damage(folder, draw)
-        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             pass  # nothing is left that this one could damage
     return f"seed {seed}, {source.name}: " + ", ".join(damage.__name__ for damage in chosen)
 
