@@ -38,9 +38,9 @@ def folder(gene, tmp_path):
 def pico_mixture(cls):
     """A mixture of experts of one layer a side, perturbed so that its classes differ."""
     side = {"hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 16, "num_hidden_layers": 1}
-    side["output_router_logits"] = False  # the balance loss is no mean over rows
     vision, text = {**side, "image_size": 16, "patch_size": 8}, {**side, "vocab_size": 20}
-    return perturb(cls(cls.config_class(vision_config=vision, text_config=text)))
+    # Without the balance loss, which is no mean over rows.
+    return perturb(cls(cls.config_class(vision_config=vision, text_config=text, router_aux_loss_coef=0.0)))
 
 
 # --- copies ----------------------------------------------------------------------------------------------------------
