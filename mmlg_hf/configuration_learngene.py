@@ -228,8 +228,7 @@ class LearngeneConfig(PreTrainedConfig):
                 _check_encoder(name, getattr(self, name).__dict__)
         for name in ("logit_scale_init_value", "initializer_factor"):
             _check_real(name, getattr(self, name))
-        if self.dtype is not None and str(self.dtype).removeprefix("torch.") not in _STORED_DTYPES:
-            raise LearngeneError(f"dtype is {_shown(self.dtype)}: it takes one of {', '.join(_STORED_DTYPES)}")
+        _check_stored("", self.__dict__)
         if self.mixing not in MIXINGS:
             raise LearngeneError(f"mixing is {self.mixing!r}: it takes one of {', '.join(map(repr, MIXINGS))}")
         for name in ("num_multimodal_blocks", "num_unimodal_blocks"):
@@ -326,6 +325,7 @@ def _check_encoder(name: str, fields: dict[str, Any]) -> None:
     """Raise a `LearngeneError` for a value that no encoder of a gene can have; `fields` are those of a sub-config."""
     for field in (*_SIZES, *_OWN_SIZES[name]):
         check_size(f"{field} of {name}", fields[field], MAX_LAYERS if field == "num_hidden_layers" else MAX_SIZE)
+    _check_stored(f" of {name}", fields)
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
     if width % heads:
         raise LearngeneError(
@@ -341,6 +341,16 @@ def _check_encoder(name: str, fields: dict[str, Any]) -> None:
     eos = fields.get("eos_token_id", 0)
     if name == "text_config" and (isinstance(eos, bool) or not isinstance(eos, int) or not 0 <= eos <= MAX_SIZE):
         raise LearngeneError(f"eos_token_id of {name} is {_shown(eos)}: it takes the id of the token that ends a text")
+
+
+def _check_stored(of: str, fields: dict[str, Any]) -> None:
+    """Raise a `LearngeneError` for a type of weights that a gene is not stored in, or for quantised ones."""
+    for name in ("dtype", "torch_dtype"):
+        given = fields.get(name)
+        if given is not None and str(given).removeprefix("torch.") not in _STORED_DTYPES:
+            raise LearngeneError(f"{name}{of} is {_shown(given)}: it takes one of {', '.join(_STORED_DTYPES)}")
+    if fields.get("quantization_config") is not None:
+        raise LearngeneError(f"there is a quantization_config{of}: a gene is stored as it is, not quantised")
 
 
 def _check_labels(fields: dict[str, Any], prefix: str = "") -> None:

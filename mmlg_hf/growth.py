@@ -106,6 +106,7 @@ class DescendantMixin:
         model = self._build(config, modality, labels is not None, own_head, dtype, device_map)
         # Where it comes from, for what can grow it again. Not as `name_or_path`: an adapter and the stock Trainer's
         # card name that as their base, and whoever loads it gets other weights.
+        model.config._name_or_path = model.name_or_path = ""  # from_pretrained(None) makes it "None"
         model.grown_from = {"name": self.config._name_or_path, "revision": getattr(self.config, "_commit_hash", None)}
         part = {"image": "image_processor", "text": "tokenizer"}.get(modality)
         processor = getattr(self.processor, part, self.processor) if part else self.processor

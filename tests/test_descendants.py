@@ -470,3 +470,51 @@ def test_a_text_classifiers_embeddings_can_be_resized_for_a_larger_vocabulary(ge
     size = model.get_input_embeddings().num_embeddings
     model.resize_token_embeddings(size + 4)
     assert model.get_input_embeddings().num_embeddings == model.config.vocab_size == size + 4
+
+
+# --- label maps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [["cat", "dog"], ("cat", "dog"), {1: "dog", 0: "cat"}, {"0": "cat", "1": "dog"}])
+def test_label_names_are_a_map_in_any_order_or_a_list(given, gene):
+    for labels in ({"id2label": given}, {"id2label": given, "label2id": {"dog": 1, "cat": 0}}):
+        config = gene.descendant(1, 8, "image", **labels).config
+        assert config.id2label == {0: "cat", 1: "dog"}
+        assert config.label2id == {"cat": 0, "dog": 1}
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ({"id2label": {1: "a", 2: "b"}}, "id2label has the ids 1, 2: they must run from 0 to 1 without a gap"),
+        ({"id2label": {0: "a", 2: "b"}}, "id2label has the ids 0, 2"),
+        ({"label2id": {"a": 1, "b": 2}}, "label2id has the ids 1, 2"),
+        ({"id2label": ["a", "a"]}, "id2label has more than one label named 'a'"),
+        ({"label2id": {"a": 0, "b": 0}}, "label2id has the id 0 twice"),
+        ({"id2label": {0: "a", "0": "b"}}, "id2label has the id 0 twice"),
+        ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, "label 0 is 'a' in id2label and 'b' in label2id"),
+        ({"id2label": {}}, "id2label is empty"),
+        ({"id2label": []}, "id2label is empty"),
+        ({"id2label": "ab"}, "id2label is 'ab': it takes a mapping, or a list of names"),
+        ({"id2label": {0.5: "a"}}, "id2label has the id 0.5"),
+        ({"id2label": {"x": "a"}}, "id2label has the id 'x'"),
+        ({"id2label": [1, 2]}, "id2label names label 0 1: a name is a string"),
+        ({"num_labels": 3, "id2label": ["a", "b"]}, "disagree on the number of labels: 2, 3"),
+        ({"num_labels": 10**12}, "num_labels is 1000000000000: it takes a whole number from 1 to"),
+    ],
+)  # fmt: skip
+def test_label_maps_that_cannot_be_are_refused_in_one_sentence(labels, sentence, gene):
+    with pytest.raises(LearngeneError) as caught:
+        gene.descendant(1, 8, "image", **labels)
+    assert sentence in str(caught.value)
+
+
+def test_a_depth_that_no_memory_holds_is_refused(gene):
+    with pytest.raises(LearngeneError, match="depth is 1000000000: it takes at most 1024 layers"):
+        gene.descendant(10**9)
+
+
+@pytest.mark.parametrize("override", [{"attention_dropout": "high"}, {"hidden_act": "none"}, {"to_dict": 1}])
+def test_an_override_that_cannot_be_is_refused_in_one_sentence(override, gene):
+    with pytest.raises(LearngeneError):
+        gene.descendant(1, 8, **override)

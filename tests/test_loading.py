@@ -9,13 +9,15 @@ import torch
 from pico import pico_clip, pico_processor
 from pico_genes import image_gene, multimodal_gene, pair_inputs
 from safetensors.torch import load_file, save_file
-from transformers import CLIPForImageClassification, CLIPModel, CLIPTextModelWithProjection
+from transformers import AutoModel, CLIPForImageClassification, CLIPModel, CLIPTextModelWithProjection
 
 from mmlg_hf import from_learngene
+from mmlg_hf.cards import count_parameters
 from mmlg_hf.descendants import bundled_learngenes, load_learngene, load_processor, locate_learngene
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.modeling_learngene import LearngeneForImageClassification, LearngeneModel
 
+PARTS = ("image", "shared", "text")
 INDEX = "model.safetensors.index.json"
 
 
@@ -324,3 +326,173 @@ def test_saving_that_fails_half_way_leaves_the_former_gene_loadable(gene, folder
         other.save_pretrained(folder)
     loaded = LearngeneModel.from_pretrained(folder)
     assert same_weights(loaded, other) or same_weights(loaded, gene)
+
+
+# --- how it is asked for ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [torch.bfloat16, "bfloat16", "torch.bfloat16"])
+@pytest.mark.parametrize("keyword", ["dtype", "torch_dtype"])
+def test_a_type_of_weights_is_given_from_torch_or_by_name_under_either_keyword(keyword, given, folder):
+    asked = {keyword: given}
+    assert from_learngene(folder, 1, 8, **asked).dtype == torch.bfloat16
+    assert load_learngene(folder, **asked).dtype == torch.bfloat16
+    assert load_learngene(folder, modality="image", **asked).vision_model.dtype == torch.bfloat16
+    assert LearngeneModel.from_pretrained(folder, **asked).dtype == torch.bfloat16
+    assert LearngeneModel.from_pretrained(folder).descendant(1, 8, **asked).dtype == torch.bfloat16
+
+
+def test_auto_is_the_type_that_the_gene_is_stored_in(folder, tmp_path):
+    multimodal_gene().half().save_pretrained(tmp_path / "half")
+    assert from_learngene(tmp_path / "half", 1, 8, dtype="auto").dtype == torch.float16
+    assert from_learngene(folder, 1, 8, dtype="auto").dtype == torch.float32
+    expected = from_learngene(tmp_path / "half", 3, 8).half()
+    assert same_weights(from_learngene(tmp_path / "half", 3, 8, dtype="float16"), expected)
+
+
+@pytest.mark.parametrize("given", ["int8", torch.int32, "half", 16, "", torch.complex64, torch.float8_e4m3fn])
+def test_what_is_no_type_of_weights_is_refused_in_one_sentence(given, gene, folder):
+    for load in (from_learngene, load_learngene, LearngeneModel.from_pretrained):
+        assert f"dtype is {given!r}: it takes float32, float16" in refusal(load, folder, dtype=given)
+    assert "dtype is" in refusal(gene.descendant, dtype=given)
+    assert "give dtype alone" in refusal(from_learngene, folder, dtype="float16", torch_dtype="float32")
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}, torch.device("cpu")])
+def test_a_device_map_is_taken_wherever_something_is_loaded(device_map, gene, folder):
+    image = LearngeneModel.from_pretrained(folder, modality="image", device_map=device_map)
+    assert same_weights(image.descendant(1, 8, "image"), gene.descendant(1, 8, "image"))
+    grown = from_learngene(folder, 1, 8, device_map=device_map)
+    assert same_weights(grown, gene.descendant(1, 8))
+    assert same_weights(load_learngene(folder, device_map=device_map), gene)
+    assert "device_map is 'nowhere'" in refusal(
+        LearngeneModel.from_pretrained, folder, modality="image", device_map="nowhere"
+    )
+
+
+@pytest.mark.parametrize("token", [False, "hf_x", True])
+def test_the_token_is_passed_on_as_the_caller_said(token, monkeypatch, folder):
+    asked = []
+
+    def fetch(name, **keywords):
+        asked.append(keywords.get("token"))
+        return folder, "0" * 40
+
+    monkeypatch.setattr("mmlg_hf.descendants.fetch_learngene", fetch)
+    monkeypatch.setattr("mmlg_hf.loading.fetch_learngene", fetch)
+    from_learngene("someone/gene", 1, 8, token=token)
+    load_learngene("someone/gene", token=token)
+    LearngeneModel.from_pretrained("someone/gene", token=token)
+    assert set(map(repr, asked)) == {repr(token)}
+
+
+def test_without_a_token_the_saved_one_is_taken(monkeypatch, folder):
+    asked = []
+    fetch = lambda name, **keywords: (asked.append(keywords.get("token")), (folder, "0" * 40))[1]  # noqa: E731
+    monkeypatch.setattr("mmlg_hf.descendants.fetch_learngene", fetch)
+    monkeypatch.setattr("mmlg_hf.loading.fetch_learngene", fetch)
+    from_learngene("someone/gene", 1, 8)
+    assert asked == [None, None]
+
+
+@loaders()
+@pytest.mark.parametrize("name", ["runs/gene", "gnee"])
+def test_a_mistyped_path_that_looks_like_a_hub_id_is_told_that_there_is_no_such_folder(name, load, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert f"there is no folder {name!r} either" in refusal(load, name)
+
+
+def test_an_unknown_keyword_of_loading_is_refused(folder):
+    assert "load_learngene takes revision, token" in refusal(load_learngene, folder, tokn="x")
+
+
+# --- what lay in the folder before -----------------------------------------------------------------------------------
+
+
+def test_a_model_saved_over_another_leaves_none_of_its_weight_files(gene, tmp_path):
+    image, multimodal = image_gene(), multimodal_gene(seed=2)
+    models = [gene, gene.descendant(1, 8), multimodal, image, multimodal, gene.descendant(1, 8, "image"), gene]
+    for model in models:
+        model.save_pretrained(tmp_path)
+        assert same_weights(type(model).from_pretrained(tmp_path), model)
+        assert count_parameters(tmp_path) == model.num_parameters()
+        names = {path.name for path in tmp_path.glob("*.safetensors*")}
+        assert names in ({"model.safetensors"}, {INDEX, *(f"model-{part}.safetensors" for part in PARTS)})
+    gene.save_pretrained(tmp_path, max_shard_size="20KB")
+    gene.descendant(1, 8).save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.safetensors*")} == {"model.safetensors"}
+
+
+def test_a_stock_save_over_a_gene_is_counted_by_what_loads(gene, folder):
+    small = CLIPModel.from_pretrained(
+        None, config=(grown := gene.descendant(1, 8)).config, state_dict=grown.state_dict()
+    )
+    small.save_pretrained(folder)  # leaves the gene's parts, as stock code knows nothing of them
+    assert count_parameters(folder) == small.num_parameters()
+
+
+# --- the processor beside a gene -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["processor_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("text", ["{", "", "[]"])
+def test_a_damaged_processor_is_told_from_none(file, text, folder, caplog):
+    (folder / file).write_text(text)
+    assert f"the processor stored with '{folder}' cannot be read" in refusal(load_processor, folder)
+    assert load_learngene(folder).processor is None
+
+
+def test_a_processor_that_cannot_be_reached_is_told_from_one_that_is_not_stored(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "has no processor in the cache, and the Hub is not asked" in refusal(load_processor, "someone/gene")
+
+
+# --- configs that cannot be, and files that are not what they seem ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        (None, "projection_dim", 10**12), (None, "projection_dim", float("nan")),
+        (None, "num_unimodal_blocks", 10**9),
+        (None, "num_labels", 10**12), ("text_config", "num_labels", 10**12),
+        ("vision_config", "num_hidden_layers", 10**9),
+        ("vision_config", "hidden_size", 33), ("vision_config", "num_attention_heads", 0),
+        ("vision_config", "patch_size", [8, 8]), ("vision_config", "layer_norm_eps", float("nan")),
+        ("text_config", "vocab_size", 10**12), ("text_config", "hidden_act", 7), ("text_config", "hidden_act", "none"),
+        ("text_config", "eos_token_id", [1]), (None, "dtype", "int64"), (None, "vision_config", []),
+        (None, "quantization_config", {"quant_method": "x"}), (None, "id2label", ["a"]), (None, "mixing", ["linear"]),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_is_refused_in_one_sentence_before_memory_is_taken(part, field, value, folder):
+    config = json.loads((folder / "config.json").read_text())
+    (config if part is None else config[part])[field] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    for load in (from_learngene, load_learngene, LearngeneModel.from_pretrained, AutoModel.from_pretrained):
+        assert len(refusal(load, folder)) < 3000
+
+
+@pytest.mark.parametrize("modality", [None, "image"])
+def test_a_pointer_of_git_lfs_is_named(modality, folder):
+    (folder / "model-image.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
+    assert "is a Git LFS pointer, not the file itself" in refusal(from_learngene, folder, modality=modality)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + ".safetensors", "../model.safetensors", "/etc/passwd", 7, None, ""])
+def test_an_index_that_names_no_plain_file_is_refused(name, folder):
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["logit_scale"] = name
+    (folder / INDEX).write_text(json.dumps(index))
+    assert "which is no plain file name" in refusal(from_learngene, folder)
+
+
+def test_an_index_that_points_into_another_file_is_refused(folder):
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["logit_scale"] = "model-text.safetensors"
+    (folder / INDEX).write_text(json.dumps(index))
+    assert "disagree on whether that file holds logit_scale" in refusal(from_learngene, folder)
+
+
+def test_weights_that_are_no_floating_point_numbers_are_refused(folder):
+    rewrite(folder, lambda tensors: tensors.update({"logit_scale": torch.tensor(3)}))
+    assert "logit_scale is stored as I64 in place of F64, F32, F16, BF16" in refusal(from_learngene, folder)

@@ -96,7 +96,10 @@ def refusals(published):
 
 
 def test_refused_access_says_which_repository_and_what_to_do(published, refusals):
-    absent = "There is no repository demo/{}, or it is private and your token (see `hf auth whoami`) cannot read it"
+    absent = (
+        "There is no repository demo/{0}, or it is private and your token (see `hf auth whoami`) cannot read it; "
+        "there is no folder 'demo/{0}' either"
+    )
     ask = f"demo/gated is gated: ask for access at {published.hub.url}/demo/gated, then log in with `hf auth login`"
     assert refusals["access"] == {
         "missing": absent.format("none"),
@@ -166,8 +169,8 @@ def test_offline_a_gene_that_is_missing_or_damaged_in_the_cache_is_named(publish
         "damaged": "model-text.safetensors of demo/pico-gene is damaged in the cache and was removed from it: "
         "load it again with network",
         "gone": f"demo/pico-gene {gone}",
-        "none": f"demo/none {gone}",
-        "revision": f"demo/pico-gene at revision 'v9' {gone}",
+        "none": f"demo/none {gone}; there is no folder 'demo/none' either",
+        "revision": f"demo/pico-gene at revision 'v9' {gone}; there is no folder 'demo/pico-gene' either",
     }
 
 
