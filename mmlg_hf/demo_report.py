@@ -9,6 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers import TrainerCallback
 
+from .errors import require
+
+Figure = require("matplotlib.figure", "demo").Figure  # now, not when everything is trained
+
 
 class DemoProgress(Progress):
     """One progress bar for each model that is trained, and one line for each other stage."""
@@ -53,8 +57,6 @@ class TrainingBar(TrainerCallback):
 
 def plot_curves(results: dict[str, Any], path: str | os.PathLike) -> None:
     """Draw validation accuracy against steps, one panel for each size, with the final test accuracy as a star."""
-    from matplotlib.figure import Figure
-
     rows, data = results["classifiers"], results["data"]
     figure = Figure(figsize=(3.4 * len(rows), 3.4), dpi=130, layout="constrained")
     panels = figure.subplots(1, len(rows), sharey=True, squeeze=False)[0]
