@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from PIL import Image
 from pico import pico_clip, pico_pairs, pico_processor
+from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -33,7 +33,7 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, tmp_path, stand_in
 
 
 def test_every_task_has_a_page_with_a_snippet_or_a_command():
-    tasks = "grow fine-tune extract evaluate mixtures aligning events publish".split()
+    tasks = ["grow", "fine-tune", "extract", "evaluate", "mixtures", "aligning", "events", "publish"]
     assert {f"docs/{task}.md" for task in tasks} <= {name_of(page) for page in WITH_SNIPPETS} | ELSEWHERE
     assert all(f"(docs/{task}.md" in README for task in [*tasks, "command-line", "method", "measurements"])
 
