@@ -1,8 +1,8 @@
 """Gather the pages of the site in build/pages: `python docs/gather.py`, which `make docs` does before it builds.
 
-README.md is the front page. Pages that lie elsewhere in the repository keep their paths; links are led from where a page lies
-in the repository to where it lies on the site. The commands' options are read off the program, and the reference names each
-public name's module, so that neither goes stale.
+README.md is the front page. Pages that lie elsewhere in the repository keep their paths; links are led from where a page
+lies in the repository to where it lies on the site. The commands' options are read off the program, and the reference
+names each public name's module, so that neither goes stale.
 """
 
 import dataclasses
@@ -71,9 +71,8 @@ def _commands(command: Any, name: str) -> list[str]:
     context = command.make_context(name, [], resilient_parsing=True)
     usage = " ".join([name, *command.collect_usage_pieces(context)])
     parts = [f"## {name}", f"```\n{usage}\n```", _unindent(command.help or "")]
-    rows = [
-        _row(parameter, context) for parameter in command.get_params(context) if not getattr(parameter, "hidden", 0)
-    ]
+    shown = [parameter for parameter in command.get_params(context) if not getattr(parameter, "hidden", False)]
+    rows = [_row(parameter, context) for parameter in shown]
     parts.append("\n".join(["| argument | |", "|---|---|", *rows]))
     if command.epilog:
         parts.append("\n".join(f"    {line}" for line in command.epilog.removeprefix("Example: ").splitlines()))

@@ -1,4 +1,4 @@
-"""The pages that people read: their snippets, commands and links, and local stand-ins for what they name on the Hub."""
+"""The pages that people read: their snippets, commands and links, and stand-ins for what they name on the Hub."""
 
 import os
 import re

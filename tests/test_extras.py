@@ -29,14 +29,8 @@ sys.meta_path = [Others if finder is PathFinder else finder for finder in sys.me
 
 def run_without_extras(code, folder):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT + code],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=environment,
-        check=False,
-    )
+    command = [sys.executable, "-c", WITHOUT + code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
 
 
 def test_a_module_of_an_installed_library_is_returned():
@@ -64,11 +58,12 @@ from transformers import TrainingArguments
 from mmlg_hf import ContrastiveTrainer, ExtractionArguments, evaluate_retrieval, extract_learngene, save_model_card
 
 settings = {"max_steps": 1, "per_device_train_batch_size": 4, "report_to": "none"}
-pairs = pico_pairs(8)
-gene = extract_learngene(pico_clip(), pairs, ExtractionArguments("gene", **settings), processor=pico_processor())
+pairs, processor = pico_pairs(8), pico_processor()
+gene = extract_learngene(pico_clip(), pairs, ExtractionArguments("gene", **settings), processor=processor)
 clip = gene.descendant(1)
-ContrastiveTrainer(clip, TrainingArguments("out", **settings), train_dataset=pairs, processing_class=pico_processor()).train()
-print(evaluate_retrieval(clip, pairs, pico_processor()))
+args = TrainingArguments("out", **settings)
+ContrastiveTrainer(clip, args, train_dataset=pairs, processing_class=processor).train()
+print(evaluate_retrieval(clip, pairs, processor))
 clip.save_pretrained("clip")
 save_model_card("clip")
 import mmlg_hf.clip_moe as moe
