@@ -1,8 +1,8 @@
 """Gather the pages of the site in build/pages: `python docs/gather.py`, which `make docs` does before it builds.
 
-README.md is the front page. Pages that lie elsewhere in the repository keep their paths; links are led from where a page
-lies in the repository to where it lies on the site. The commands' options are read off the program, and the reference
-names each public name's module, so that neither goes stale.
+README.md is the front page. Pages that lie elsewhere in the repository keep their paths; links are led from where a
+page lies in the repository to where it lies on the site. The commands' options are read off the program, and the
+reference names each public name's module, so that neither goes stale.
 """
 
 import dataclasses
