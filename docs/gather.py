@@ -47,7 +47,7 @@ def page(name: str, text: str) -> str:
     if name == "index.md":
         text = text.replace("](docs/", "](")
     elif "/" not in name:
-        text = text.replace("](../", "](")
+        text = text.replace("](../", "](").replace("](README.md", "](index.md")
     if name == "command-line.md":
         text = text.replace("<!-- commands -->", command_line())
     if name.startswith("reference/"):

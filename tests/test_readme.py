@@ -142,6 +142,7 @@ def test_the_page_of_the_command_line_has_every_command_and_option(gather):
 def test_links_of_a_page_lead_to_its_place_on_the_site(gather):
     assert gather.page("index.md", "[a](docs/grow.md) [b](LICENSE)") == "[a](grow.md) [b](LICENSE)"
     assert gather.page("grow.md", "[a](../benchmarks/README.md)") == "[a](benchmarks/README.md)"
+    assert gather.page("CONTRIBUTING.md", "[a](README.md)") == "[a](index.md)"
 
 
 def test_the_reference_names_where_a_public_name_is_defined_and_the_fields_of_arguments(gather):
