@@ -119,7 +119,11 @@ def _fields(thing: Any) -> list[str]:
         return []
     own = thing.__annotations__
     described = [field for field in dataclasses.fields(thing) if field.name in own and "help" in field.metadata]
-    return [f"| `{field.name}` | `{field.default!r}` | {_plain(field.metadata['help'])} |" for field in described]
+    return [f"| `{field.name}` | `{_default(field)!r}` | {_plain(field.metadata['help'])} |" for field in described]
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 if __name__ == "__main__":
