@@ -1,5 +1,5 @@
 # What a developer types. Every target uses .venv, which `make setup` builds.
-.PHONY: setup test test-fast lint format demo cards conformance wheel clean
+.PHONY: setup test test-fast lint format docs demo cards conformance coverage wheel clean
 
 setup:
 	python3 -m venv .venv
@@ -15,10 +15,16 @@ lint:
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format:
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
+
+docs:  ## the documentation in site/; a broken link or a missing reference is an error
+	.venv/bin/pip install -q -c constraints.txt -e ".[docs]"
+	.venv/bin/python docs/gather.py
+	.venv/bin/zensical build --strict --clean
 
 demo:
 	.venv/bin/mmlg demo --output-dir out
@@ -36,4 +42,4 @@ wheel:
 	.venv/bin/pip wheel . --no-deps -w dist
 
 clean:
-	rm -rf build dist out *.egg-info
+	rm -rf build dist out site *.egg-info

@@ -12,13 +12,18 @@ _MODULE_OF = {
     "LearngeneForImageClassification": "modeling_learngene",
     "CLIPTextForSequenceClassification": "modeling_text_classification",
     "from_learngene": "descendants",
+    "load_learngene": "descendants",
+    "load_processor": "descendants",
     "extract_learngene": "extraction",
     "ExtractionArguments": "extraction",
     "ContrastiveTrainer": "training",
     "ImageTextCollator": "training",
     "evaluate_zero_shot": "evaluation",
     "evaluate_retrieval": "evaluation",
+    "evaluate_classification": "classification",
     "create_model_card": "cards",
+    "save_model_card": "cards",
+    "align": "alignment.joining",
     "LearngeneError": "errors",
 }
 

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import sklearn
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
@@ -36,7 +35,7 @@ from .data import process_images
 from .demo_report import DemoProgress, plot_curves, print_report
 from .descendants import bundled_learngenes, load_learngene
 from .digits import CAPTION, DIGITS, digit_splits
-from .errors import LearngeneError
+from .errors import LearngeneError, require
 from .evaluation import evaluate_zero_shot
 from .silence import quiet
 from .training import ContrastiveTrainer
@@ -344,6 +343,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "scikit-learn": sklearn.__version__,
+        "scikit-learn": require("sklearn", "demo").__version__,
     }
     return {"hardware": device, "threads": torch.get_num_threads(), "versions": versions}

@@ -9,7 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers import TrainerCallback
 
+from .errors import require
 from .writing import whole_file
+
+Figure = require("matplotlib.figure", "demo").Figure  # now, not when everything is trained
 
 
 class DemoProgress(Progress):
@@ -55,8 +58,6 @@ class TrainingBar(TrainerCallback):
 
 def plot_curves(results: dict[str, Any], path: str | os.PathLike) -> None:
     """Draw validation accuracy against steps, one panel for each size, with the final test accuracy as a star."""
-    from matplotlib.figure import Figure
-
     rows, data = results["classifiers"], results["data"]
     figure = Figure(figsize=(3.4 * len(rows), 3.4), dpi=130, layout="constrained")
     panels = figure.subplots(1, len(rows), sharey=True, squeeze=False)[0]

@@ -3,10 +3,11 @@
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
-from .errors import LearngeneError
+from .errors import LearngeneError, require
+
+load_digits = require("sklearn.datasets", "demo").load_digits
+train_test_split = require("sklearn.model_selection", "demo").train_test_split
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTION = "a handwritten {}"

@@ -1,4 +1,7 @@
-"""The one error this package raises for bad input, and the one line that it quotes of others."""
+"""The one error this package raises for bad input, the one line that it quotes of others, and what an extra brings."""
+
+from importlib import import_module
+from types import ModuleType
 
 _LONGEST_LINE = 400  # characters: errors can quote names of any length
 
@@ -19,3 +22,24 @@ def first_line(error: BaseException | str) -> str:
         return type(error).__name__
     line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import a module of a library that only an extra of this package installs.
+
+    Args:
+        module: e.g. "matplotlib.figure".
+        extra: of this package, e.g. "demo".
+
+    Raises:
+        LearngeneError: the library is not installed; the sentence says how to get it.
+    """
+    library = module.partition(".")[0]
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != library:
+            raise  # the library is there, but lacks something of its own
+        raise LearngeneError(
+            f"This needs {library}, which is not installed: pip install 'mmlg_hf[{extra}]' brings it"
+        ) from None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import LearngeneError
+from .errors import LearngeneError, require
 
 RESULTS_FILE = "results.json"
 PLOT_FILE = "results.png"
@@ -157,11 +157,11 @@ def plot_results(results: Mapping[str, Any], path: str | os.PathLike) -> None:
     rows, shares = [row for row in results["models"] if row.get("parameters")], plotted_figures(results)
     if not shares:
         raise LearngeneError("There is nothing to draw: the results have no parameters, or no figure that is a share")
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
-
+    ticker = require("matplotlib.ticker", "demo")
     smallest, largest = (pick(row["parameters"] for row in rows) / 1e6 for pick in (min, max))
-    figure = Figure(figsize=(3.6 * len(shares), 3.2), dpi=110, layout="constrained")
+    figure = require("matplotlib.figure", "demo").Figure(
+        figsize=(3.6 * len(shares), 3.2), dpi=110, layout="constrained"
+    )
     panels = figure.subplots(1, len(shares), squeeze=False)[0]
     roles = [role for role in ROLES if any(row["role"] == role for row in rows)]
     for panel, name in zip(panels, shares, strict=True):
@@ -174,9 +174,9 @@ def plot_results(results: Mapping[str, Any], path: str | os.PathLike) -> None:
         panel.set(xscale="log", xlabel="parameters (millions)", ylabel=figure_title(name), ylim=(0, None))
         # Labels at 1, 2 and 5 do not overlap, and so wide a range has one of them, however close the models lie.
         panel.set_xlim(smallest / 1.6, largest * 1.6)
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter("{x:g}")
-        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.xaxis.set_minor_formatter(ticker.NullFormatter())
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize="small")
     # Without the software's version in its header the file depends on the results alone.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ PLACEHOLDER = re.compile(
 )
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 SNIPPET_SECONDS = 300
+OTHER_LIBRARY = "sentence_transformers"
 
 
 def lint_folder(folder: str | os.PathLike, *, weights: str | os.PathLike | None = None, run: bool = True) -> list[str]:
@@ -206,15 +208,21 @@ def _check_snippets(body: str) -> Iterable[str]:
 
 
 def snippets_of(folder: Path, weights: Path) -> dict[str, str]:
-    """The Python snippets of a folder's card by a name to report, loading `weights` in place of the repository."""
+    """The Python snippets of a folder's card by a name to report, loading `weights` in place of the repository.
+
+    Those for another library than this package's own are left out where it is not installed.
+    """
     _, body = split_card((folder / "README.md").read_text(encoding="utf-8"))
-    snippets = enumerate(python_snippets(body), start=1)
-    return {f"{folder.name} snippet {number}": localised(snippet, weights) for number, snippet in snippets}
+    return {
+        f"{folder.name} snippet {number}": localised(snippet, weights)
+        for number, snippet in enumerate(python_snippets(body), start=1)
+        if not (OTHER_LIBRARY in snippet and find_spec(OTHER_LIBRARY) is None)
+    }
 
 
 def localised(snippet: str, weights: Path) -> str:
     """The snippet with the Hub id that it loads replaced by a local folder."""
-    loads = r'((?:from_learngene\(|from_pretrained\(|model=))"[\w.-]+/[\w.-]+"'
+    loads = r'((?:from_learngene\(|from_pretrained\(|SentenceTransformer\(|model=))"[\w.-]+/[\w.-]+"'
     return re.sub(loads, lambda match: match[1] + repr(str(weights.resolve())), snippet)
 
 

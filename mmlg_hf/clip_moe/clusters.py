@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from sklearn.cluster import MiniBatchKMeans
 from torch.utils.data import DataLoader, Sampler, Subset
 
-from ..errors import LearngeneError
+from ..errors import LearngeneError, require
+
+MiniBatchKMeans = require("sklearn.cluster", "demo").MiniBatchKMeans
 
 
 def embed_pairs(

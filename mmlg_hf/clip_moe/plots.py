@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from ..errors import require
 from .clusters import ClusterReport
+
+Figure = require("matplotlib.figure", "demo").Figure  # now, not when everything is trained
 
 
 def plot_clusters(reports: list[ClusterReport], path: str | os.PathLike) -> Path:
@@ -55,7 +57,7 @@ def plot_expert_usage(history: list[dict[str, Any]], path: str | os.PathLike) ->
     return _save(figure, path)
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> Path:
+def _save(figure: Any, path: str | os.PathLike) -> Path:
     path = Path(path)
     figure.savefig(path, dpi=120)
     return path

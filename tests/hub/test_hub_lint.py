@@ -61,13 +61,18 @@ def test_the_snippets_of_a_staged_artifact_run_without_network(folder):
         ("| depth 1, width 16 |", "| depth 9, width 16 |", "a row 'depth 9, width 16'"),
         ("](results.png)", "](other.png)", "shows other.png, which is not in the folder"),
         ("classify = pipeline(", "classify = pipeline((", "Snippet 1 of README.md is not Python"),
-        ("```python", "```text", "no Python snippet"),
         ("---\n", "", "does not begin with a metadata block"),
     ],
 )
 def test_a_planted_defect_of_the_card_is_refused(folder, old, new, problem):
     edit(folder, old, new)
     assert any(problem in found for found in lint_folder(folder, run=False)), lint_folder(folder, run=False)
+
+
+def test_a_card_without_a_snippet_is_refused(folder):
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("```python", "```text"))
+    assert "README.md has no Python snippet" in lint_folder(folder, run=False)
 
 
 def test_a_snippet_that_does_not_run_is_refused(folder):
