@@ -255,7 +255,9 @@ def descend(
             parser=parse_size, metavar="SIZE", help="hidden_size, N or VISION,TEXT.", show_default="the gene's own"
         ),
     ] = None,
-    modality: Annotated[Modality, typer.Option(help="What the model takes in.")] = Modality.multimodal,
+    modality: Annotated[
+        Modality | None, typer.Option(help="What the model takes in.", show_default="all that the gene can")
+    ] = None,
     num_labels: Annotated[
         int | None, typer.Option(help="Classes of a new head on an image or text model.", show_default="no head")
     ] = None,
@@ -265,7 +267,8 @@ def descend(
     _check_empty(output)
     from .descendants import from_learngene
 
-    model = from_learngene(gene, depth, width, modality.value, num_labels=num_labels, revision=revision)
+    kind = modality.value if modality else None
+    model = from_learngene(gene, depth, width, kind, num_labels=num_labels, revision=revision)
     with whole_folder(output) as folder:
         model.save_pretrained(folder)
     _say(

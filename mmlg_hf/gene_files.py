@@ -58,26 +58,39 @@ def read_stored(folder: Path, needed: Callable[[str], bool], name: str) -> dict[
         the needed tensors that are stored.
 
     Raises:
-        LearngeneError: a file is missing or damaged, or holds other tensors than the index says.
+        LearngeneError: a file is missing or damaged, or two hold the same tensor.
     """
-    weight_map = None if (folder / WEIGHTS).is_file() else read_index(folder / WEIGHTS_INDEX, name)
-    files = {WEIGHTS} if weight_map is None else {file for tensor, file in weight_map.items() if needed(tensor)}
+    weight_map = _weight_map(folder, name)
+    files = {file for tensor, file in weight_map.items() if needed(tensor)} if weight_map is not None else {WEIGHTS}
     absent = sorted(file for file in files if not (folder / file).is_file())
     if absent:
         raise LearngeneError(f"{name} lacks {', '.join(absent)}, which its {WEIGHTS_INDEX} names")
     stored: dict[str, Stored] = {}
     for file in sorted(files):
-        held = _read_header(folder / file, name)
-        if weight_map is not None:
-            listed = {tensor for tensor, place in weight_map.items() if place == file}
-            odd = sorted(listed ^ held.keys())
-            if odd:
-                raise LearngeneError(
-                    f"The {WEIGHTS_INDEX} of {name} and {file} disagree on whether that file holds {odd[0]}"
-                    + (f" and {len(odd) - 1} more" if len(odd) > 1 else "")
-                )
-        stored |= held
+        for tensor, entry in _read_header(folder / file, name).items():
+            if tensor in stored:
+                raise LearngeneError(f"{tensor} of {name} is in both {stored[tensor].file.name} and {file}")
+            stored[tensor] = entry
     return {tensor: entry for tensor, entry in stored.items() if needed(tensor)}
+
+
+def _weight_map(folder: Path, name: str) -> dict[str, str] | None:
+    """The index of a folder; None if its weights are in a single file."""
+    return None if (folder / WEIGHTS).is_file() else read_index(folder / WEIGHTS_INDEX, name)
+
+
+def check_index(folder: Path, stored: dict[str, Stored], needed: Callable[[str], bool], name: str) -> None:
+    """Refuse an index that says of a needed tensor that it is in another file than it is in."""
+    weight_map = _weight_map(folder, name)
+    if weight_map is None:
+        return
+    found = {tensor: entry.file.name for tensor, entry in stored.items()}
+    listed = {tensor: file for tensor, file in weight_map.items() if needed(tensor)}
+    odd = sorted(tensor for tensor in found.keys() | listed.keys() if found.get(tensor) != listed.get(tensor))
+    if odd:
+        place, said = (files.get(odd[0], "no file") for files in (found, listed))
+        more = f", and {len(odd) - 1} more are elsewhere" if len(odd) > 1 else ""
+        raise LearngeneError(f"{odd[0]} of {name} is in {place}, where its {WEIGHTS_INDEX} says {said}{more}")
 
 
 def _read_header(path: Path, name: str) -> dict[str, Stored]:

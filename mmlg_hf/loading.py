@@ -7,7 +7,16 @@ from typing import Any
 import torch
 
 from .errors import LearngeneError, first_line
-from .gene_files import Stored, build_empty, check_finite, check_fit, check_folder, read_stored, read_tensors
+from .gene_files import (
+    Stored,
+    build_empty,
+    check_finite,
+    check_fit,
+    check_folder,
+    check_index,
+    read_stored,
+    read_tensors,
+)
 from .hub import check_subfolder, fetch_learngene
 from .locating import locate_learngene
 from .parts import is_needed, split_by_part
@@ -116,6 +125,7 @@ class StrictLoadingMixin:
         stored = read_stored(folder, needed, given)
         empty = build_empty(cls, read, given)
         check_fit(empty, stored, needed, given)
+        check_index(folder, stored, needed, given)
         if modality in (None, "multimodal"):
             model, info = cls._load_whole(stock.from_pretrained, folder, given, *model_args, config=config, **kwargs)
         else:

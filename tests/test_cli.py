@@ -126,6 +126,12 @@ def test_descend_grows_a_classifier_with_a_head(folders, tmp_path):
     assert CLIPImageProcessorPil.from_pretrained(tmp_path / "out").crop_size["height"] == 16
 
 
+def test_descend_grows_an_image_model_from_an_image_gene_without_being_told(tmp_path):
+    image_gene().save_pretrained(tmp_path / "image")
+    run("descend", tmp_path / "image", "--depth", 1, "--output", tmp_path / "grown")
+    assert CLIPForImageClassification.from_pretrained(tmp_path / "grown").config.vision_config.num_hidden_layers == 1
+
+
 def test_descend_grows_a_text_model(folders, tmp_path):
     assert run("descend", folders / "gene", "--modality", "text", "--output", tmp_path / "out").exit_code == 0
     assert CLIPTextModelWithProjection.from_pretrained(tmp_path / "out").config.hidden_size == 16

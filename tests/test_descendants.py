@@ -492,7 +492,7 @@ def test_label_names_are_a_map_in_any_order_or_a_list(given, gene):
         ({"id2label": ["a", "a"]}, "id2label has more than one label named 'a'"),
         ({"label2id": {"a": 0, "b": 0}}, "label2id has the id 0 twice"),
         ({"id2label": {0: "a", "0": "b"}}, "id2label has the id 0 twice"),
-        ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, "label 0 is 'a' in id2label and 'b' in label2id"),
+        ({"id2label": ["a", "b"], "label2id": {"a": 1, "b": 0}}, "label 0 is 'a' in id2label and 'b' in label2id"),
         ({"id2label": {}}, "id2label is empty"),
         ({"id2label": []}, "id2label is empty"),
         ({"id2label": "ab"}, "id2label is 'ab': it takes a mapping, or a list of names"),

@@ -490,7 +490,14 @@ def test_an_index_that_points_into_another_file_is_refused(folder):
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"]["logit_scale"] = "model-text.safetensors"
     (folder / INDEX).write_text(json.dumps(index))
-    assert "disagree on whether that file holds logit_scale" in refusal(from_learngene, folder)
+    sentence = refusal(from_learngene, folder)
+    assert f"logit_scale of {folder} is in model-shared.safetensors, where its {INDEX} says model-text" in sentence
+
+
+def test_a_tensor_that_is_in_two_files_is_refused(folder):
+    text = load_file(folder / "model-text.safetensors")
+    save_file({**text, "logit_scale": torch.tensor(7.0)}, folder / "model-text.safetensors")
+    assert "is in both model-shared.safetensors and model-text.safetensors" in refusal(from_learngene, folder)
 
 
 def test_weights_that_are_no_floating_point_numbers_are_refused(folder):

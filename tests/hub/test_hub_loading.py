@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 import torch
@@ -104,7 +103,7 @@ def test_a_descendant_of_one_modality_fetches_no_byte_of_the_other_side(publishe
     )
 
 
-def test_a_fine_tuned_descendant_that_the_trainer_pushes_names_the_gene_as_base_model(published, ways):
+def test_a_fine_tuned_descendant_that_the_trainer_pushes_names_the_gene_and_no_base_of_other_weights(published, ways):
     published.client.run(
         """
         from datasets import Dataset
@@ -120,8 +119,26 @@ def test_a_fine_tuned_descendant_that_the_trainer_pushes_names_the_gene_as_base_
         preamble=ways,
     )
     card = published.hub.files("owner/tuned")["README.md"].decode()
-    assert re.search(r"^base_model: demo/pico-gene$", card, re.MULTILINE)
-    assert "fine-tuned version of [demo/pico-gene]" in card
+    assert "base_model" not in card  # loaded by the gene's name, a stock class would not be what was fine-tuned
+    assert json.loads(published.hub.files("owner/tuned")["config.json"])["learngene"]["learngene"] == "demo/pico-gene"
+
+
+def test_a_descendant_is_pushed_with_its_processor_in_both_ways(published, ways):
+    published.client.run(
+        """
+        from mmlg_hf import from_learngene
+        from mmlg_hf.descendants import load_processor
+        model = from_learngene("demo/pico-gene", 1, 16)
+        model.push_to_hub("owner/grown-pushed")
+        model.save_pretrained("grown", push_to_hub=True, repo_id="owner/grown-saved", private=True)
+        for name in ("owner/grown-pushed", "owner/grown-saved"):
+            assert type(load_processor(name)).__name__ == "CLIPProcessor"
+        """,
+        preamble=ways,
+    )
+    for name in ("owner/grown-pushed", "owner/grown-saved"):
+        assert {"model.safetensors", "tokenizer.json", "processor_config.json"} <= published.hub.files(name).keys()
+    assert published.hub.repo("owner/grown-saved").private
 
 
 def test_pushing_a_gene_and_saving_it_with_push_to_hub_store_it_by_part(published, ways, tmp_path):
