@@ -78,7 +78,7 @@ def main() -> None:
 def report(
     model: DualEncoderModel, folder: Path, before: dict, after: dict, steps: int, pairs: int, classes: int
 ) -> dict[str, Any]:
-    """The results as `mmlg_hf.results.read_results` takes them."""
+    """The results as `mmlg_hf.cards.results.read_results` takes them."""
     trained, total = model.get_nb_trainable_parameters()
     of_gene = json.loads(GENE_RESULTS.read_text())
     whole = next(row for row in of_gene["models"] if row["name"] == f"depth {DEPTH}, width {IMAGE_WIDTH}")

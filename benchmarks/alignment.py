@@ -38,7 +38,7 @@ from benchmarks.files import write_json
 from mmlg_hf.alignment import RECIPES, DualEncoderModel, align, load_processor
 from mmlg_hf.alignment.pooling import pool_image, pool_text
 from mmlg_hf.evaluation import class_embeddings
-from mmlg_hf.metrics import classification_results, label_ranks, retrieval_results
+from mmlg_hf.evaluation.metrics import classification_results, label_ranks, retrieval_results
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 
 SEEDS, TUNING_SEED = (0, 1, 2), 100

@@ -27,8 +27,8 @@ from transformers import (
 from benchmarks.fashion import ID, IMAGE_SIZE, MAX_TOKENS, TITLE, TYPE, processed
 from mmlg_hf.alignment.pooling import pool_text
 from mmlg_hf.data import split_of
-from mmlg_hf.losses import contrastive_loss
-from mmlg_hf.vocabulary import trim_tokenizer
+from mmlg_hf.extraction.vocabulary import trim_tokenizer
+from mmlg_hf.training.losses import contrastive_loss
 
 DEPTH, IMAGE_WIDTH, TEXT_WIDTH, HEAD_SIZE, PATCH_SIZE = 3, 192, 128, 32, 16
 TEMPERATURE, LEFT_OUT = 0.05, 0.25  # SimCSE's temperature; the share of tokens that a view leaves out

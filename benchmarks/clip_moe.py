@@ -45,7 +45,7 @@ from mmlg_hf.clip_moe import (
     train_router,
     upcycle,
 )
-from mmlg_hf.clip_moe.router import RouterArguments
+from mmlg_hf.clip_moe.router_training import RouterArguments
 from mmlg_hf.data import load_image_text
 from mmlg_hf.evaluation import evaluate_zero_shot
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator

@@ -8,7 +8,7 @@ from benchmarks.family import Family
 from benchmarks.initialisers import BUNDLED
 from mmlg_hf import ExtractionArguments, LearngeneConfig
 from mmlg_hf.expansion import LAYER_AXES
-from mmlg_hf.extraction_trainers import size_grid
+from mmlg_hf.extraction.trainer import size_grid
 from mmlg_hf.inspection import measure_size
 from mmlg_hf.modeling_learngene import encoder_sizes
 

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from benchmarks.fashion import environment
 from mmlg_hf.demo import STARTS, DemoSettings, compare_classifiers, load_digits_for, load_gene
-from mmlg_hf.demo_report import DemoProgress
-from mmlg_hf.model_loading import quiet
+from mmlg_hf.demo.report import DemoProgress
+from mmlg_hf.evaluation.loading import quiet
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from mmlg_hf.demo import (
     make_classifier,
     size_name,
 )
-from mmlg_hf.model_loading import quiet
+from mmlg_hf.evaluation.loading import quiet
 
 GRID = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 SEED = 100

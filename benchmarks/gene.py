@@ -79,7 +79,7 @@ def main() -> None:
 def evaluate(ancestor_folder: str, gene_folder: str, test: Any, class_names: list[str]) -> dict[str, Any]:
     """Measure ancestor, gene and descendants on the test split; the descendants come from the stored float16 gene.
 
-    Returns the results as `mmlg_hf.results.read_results` takes them.
+    Returns the results as `mmlg_hf.cards.results.read_results` takes them.
     """
     present = sorted({name for name in test[TYPE] if name in class_names})
     test = test.filter(lambda row: row[TYPE] in present)

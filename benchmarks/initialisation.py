@@ -36,16 +36,16 @@ from benchmarks.initialisers import BUNDLED, BY_MUON, GENES, INITIALISERS, Sourc
 from benchmarks.report_plots import plot_all
 from benchmarks.settings import CONFIGURATIONS, Configuration, known_rows, make_quick_ancestor
 from benchmarks.single_encoders import Task, clothing_task, digit_task, text_task, train_classifier
-from mmlg_hf.ancestors import gene_config
 from mmlg_hf.data import process_pairs
 from mmlg_hf.descendants import load_learngene
 from mmlg_hf.evaluation import class_embeddings
+from mmlg_hf.evaluation.loading import quiet
+from mmlg_hf.evaluation.metrics import classification_results, label_ranks, retrieval_results
+from mmlg_hf.extraction.ancestors import gene_config
+from mmlg_hf.extraction.vocabulary import trim_embedding, trim_tokenizer
 from mmlg_hf.inspection import measure_size
-from mmlg_hf.metrics import classification_results, label_ranks, retrieval_results
-from mmlg_hf.model_loading import quiet
-from mmlg_hf.optimizers import MuonFactory
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
-from mmlg_hf.vocabulary import trim_embedding, trim_tokenizer
+from mmlg_hf.training.optimizers import MuonFactory
 
 TUNING_SEED = 100
 CURVE_SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the steps, where curves are measured

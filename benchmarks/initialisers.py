@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from transformers import CLIPModel, set_seed
 
 from mmlg_hf import ExtractionArguments, LearngeneModel, extract_learngene
-from mmlg_hf.ancestors import copy_outer_weights, gene_config
 from mmlg_hf.data import process_pairs
 from mmlg_hf.expansion import slice_norm_scale
-from mmlg_hf.extraction_trainers import AncestorCollator, ExtractionTrainer
-from mmlg_hf.fitting import order_units, stack_layers
+from mmlg_hf.extraction.ancestors import copy_outer_weights, gene_config
+from mmlg_hf.extraction.fitting import order_units, stack_layers
+from mmlg_hf.extraction.rotation import rotate_channels
+from mmlg_hf.extraction.trainer import AncestorCollator, ExtractionTrainer
 from mmlg_hf.modeling_learngene import StackedParameters
-from mmlg_hf.rotation import rotate_channels
 from mmlg_hf.training import ImageTextCollator
 
 STAGES = 3  # of stage-wise sharing: the ancestor has six layers, SWS has five stages in twelve
@@ -115,7 +115,7 @@ def by_rotated_inheritance(sources: Sources, depth: int, width: int, seed: int) 
 
 @torch.no_grad()
 def turned_ancestor(ancestor: CLIPModel, batches: Iterable[dict[str, Tensor]]) -> CLIPModel:
-    """The ancestor with its channels turned (`mmlg_hf.rotation`) and its strongest heads and neurons first."""
+    """The ancestor turned (`mmlg_hf.extraction.rotation`), with its strongest heads and neurons first."""
     turned, _ = rotate_channels(ancestor, list(batches))
     for encoder in (turned.vision_model, turned.text_model):
         head_size = encoder.config.hidden_size // encoder.config.num_attention_heads

@@ -10,8 +10,8 @@ from transformers import CLIPForImageClassification, CLIPModel, Trainer, Trainin
 
 from mmlg_hf import CLIPTextForSequenceClassification
 from mmlg_hf.data import load_image_text, process_images
-from mmlg_hf.digits import digit_splits
-from mmlg_hf.metrics import classification_results, label_ranks
+from mmlg_hf.demo.digits import digit_splits
+from mmlg_hf.evaluation.metrics import classification_results, label_ranks
 
 
 class Labelled(torch.utils.data.Dataset):

@@ -1,10 +1,28 @@
 """mmlg_hf: extract a learngene from a CLIP once, grow CLIP models of any depth, width and modality from it."""
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from . import _auto
+
+def lazy_names(package: str, module_of: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` of a package whose names are imported when they are used.
+
+    torch and transformers take seconds to import: `import mmlg_hf` and `mmlg --help` should not wait for them.
+
+    Args:
+        package: the package's `__name__`.
+        module_of: for each public name the module below the package that holds it.
+    """
+
+    def get(name: str) -> Any:
+        if name not in module_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f".{module_of[name]}", package), name)
+
+    return get, lambda: sorted({*module_of, "__all__"})
+
 
 _MODULE_OF = {
     "LearngeneConfig": "configuration_learngene",
@@ -12,37 +30,29 @@ _MODULE_OF = {
     "LearngeneForImageClassification": "modeling_learngene",
     "CLIPTextForSequenceClassification": "modeling_text_classification",
     "from_learngene": "descendants",
-    "load_learngene": "descendants",
-    "load_processor": "descendants",
-    "extract_learngene": "extraction",
-    "ExtractionArguments": "extraction",
-    "ContrastiveTrainer": "training",
-    "ImageTextCollator": "training",
-    "evaluate_zero_shot": "evaluation",
-    "evaluate_retrieval": "evaluation",
-    "evaluate_classification": "classification",
-    "create_model_card": "cards",
-    "save_model_card": "cards",
+    "load_learngene": "genes",
+    "load_processor": "genes",
+    "extract_learngene": "extraction.extracting",
+    "ExtractionArguments": "extraction.arguments",
+    "ContrastiveTrainer": "training.trainer",
+    "ImageTextCollator": "data.collation",
+    "evaluate_zero_shot": "evaluation.dual_encoders",
+    "evaluate_retrieval": "evaluation.dual_encoders",
+    "evaluate_classification": "evaluation.classification",
+    "create_model_card": "cards.cards",
+    "save_model_card": "cards.cards",
     "align": "alignment.joining",
     "LearngeneError": "errors",
 }
 
 __all__ = ["__version__", *_MODULE_OF]
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
 
 try:
     __version__ = version("mmlg_hf")
 except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'mmlg_hf' has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
-
+from . import _auto  # noqa: E402  what it registers imports this package
 
 _auto.register()

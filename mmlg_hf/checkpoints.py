@@ -1,8 +1,10 @@
-"""Loading stock transformers models: nothing is filled up at random, and every fault is one sentence."""
+"""Loading stock configs, models and processors: nothing is filled up at random, and every fault is one sentence."""
 
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,51 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers.utils import logging
 
 from .errors import LearngeneError, first_line
-from .hub import PICKLED_WEIGHTS
-from .parts import WEIGHTS, WEIGHTS_INDEX
-from .silence import quiet
+from .hub import PICKLED_WEIGHTS, check_subfolder, list_files
+from .saving import WEIGHTS, WEIGHTS_INDEX
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the progress bars and notices of transformers and, where it is loaded, of datasets."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    datasets = sys.modules.get("datasets")  # not imported for this: growing a descendant needs none of it
+    data_bars = datasets is not None and datasets.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if datasets is not None:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        if data_bars and datasets is not None:
+            datasets.enable_progress_bars()
+
+
+ZOO = Path(__file__).parent / "zoo"
+
+
+def bundled_learngenes() -> list[str]:
+    """Name the genes that come with the package; none for code that was loaded from the Hub without it."""
+    return sorted(path.parent.name for path in ZOO.glob("*/config.json"))
+
+
+def locate_learngene(learngene: str | os.PathLike) -> str:
+    """Return the folder of a bundled gene for its name; a folder or Hub id is returned as it is."""
+    name = os.fspath(learngene)
+    if not os.path.isdir(name) and name in bundled_learngenes():
+        return str(ZOO / name)
+    if os.path.exists(name) and not os.path.isdir(name):
+        raise LearngeneError(f"{name!r} is a file: give the folder that a gene was saved to, or a Hub id")
+    return name
+
 
 # What a damaged config or a config of another model makes transformers raise.
 CONFIG_FAULTS = (
@@ -253,3 +295,55 @@ def damage_of(path: Path) -> str | None:
         if file.read(23) == b"version https://git-lfs":
             return f"{path.name} is a Git LFS pointer, not the file itself: run `git lfs pull`"
     return None
+
+
+logger = logging.get_logger(__name__)
+
+_IMAGE = ("preprocessor_config.json", "processor_config.json")
+_TEXT = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model",
+    "sentencepiece.bpe.model",
+)  # fmt: skip
+
+
+def load_processor(learngene: str | os.PathLike, **hub_kwargs: Any) -> Any:
+    """Load the processor stored with a gene or another model (images and text, or the one side that is there).
+
+    Args:
+        learngene: a Hub id, a folder or a bundled name.
+        hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`.
+
+    Raises:
+        LearngeneError: none is stored with the model, the one that is cannot be read, or it cannot be reached.
+    """
+    name = locate_learngene(learngene)
+    stored = _stored_files(name, hub_kwargs)
+    image, text = (any(file in stored for file in files) for files in (_IMAGE, _TEXT))
+    if not (image or text):
+        raise LearngeneError(f"{name!r} has no processor stored with it: use its ancestor's")
+    # Not one after the other until one loads: where the image side is damaged, the tokenizer alone would pass for all.
+    auto: Any = AutoProcessor if image and text else AutoImageProcessor if image else AutoTokenizer
+    try:
+        return auto.from_pretrained(name, **hub_kwargs)
+    except Exception as error:  # the tokenizers library raises nothing narrower for a damaged file
+        raise LearngeneError(f"the processor stored with {name!r} cannot be read: {first_line(error)}") from error
+
+
+def stored_processor(folder: Path, name: str) -> Any:
+    """Load the processor in a gene's folder; None if there is none, or, with a warning, if it cannot be read."""
+    if not _stored_files(str(folder), {}) & {*_IMAGE, *_TEXT}:
+        return None
+    try:
+        return load_processor(folder)
+    except LearngeneError as error:
+        logger.warning(f"{name} is loaded without its processor, and so are its descendants: {error}")
+        return None
+
+
+def _stored_files(name: str, hub_kwargs: dict[str, Any]) -> set[str]:
+    """The names of the files beside a model."""
+    if os.path.isdir(name):
+        folder = Path(name, check_subfolder(hub_kwargs.get("subfolder") or ""))
+        return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    known = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+    return list_files(name, (*_IMAGE, *_TEXT), **{key: hub_kwargs[key] for key in known if key in hub_kwargs})

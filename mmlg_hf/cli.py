@@ -19,7 +19,7 @@ from .alignment.cli import EPILOG as ALIGN_EPILOG
 from .alignment.cli import align
 from .clip_moe.cli import app as clip_moe_app
 from .errors import LearngeneError
-from .writing import whole_folder, write_json
+from .saving import whole_folder, write_json
 
 console = Console()
 
@@ -120,7 +120,7 @@ def extract(
     """
     if not resume:
         _check_empty(output)
-    from .extraction import extract_learngene
+    from .extraction.extracting import extract_learngene
 
     chosen = {
         "output_dir": str(output),
@@ -146,7 +146,7 @@ def _extraction_arguments(chosen: dict[str, Any], others: list[str]) -> Any:
     """Build `ExtractionArguments` from this command's options and from the fields that were named besides."""
     from transformers import HfArgumentParser
 
-    from .extraction import ExtractionArguments
+    from .extraction.extracting import ExtractionArguments
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> Any:
@@ -299,21 +299,21 @@ def evaluate(
 ) -> None:
     """Measure a model: image-text retrieval, zero-shot classification, or a classifier's accuracy."""
     from .data import load_image_text
-    from .model_loading import load_classifier, load_dual_encoder
+    from .evaluation.loading import load_classifier, load_dual_encoder
 
     rows: Any = load_image_text(data, split)
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
     columns: dict[str, Any] = {"image_column": image_column, "batch_size": batch_size, "progress": True}
     if task is Task.classification:
-        from .classification import evaluate_classification
+        from .evaluation.classification import evaluate_classification
 
         loaded, processor = load_classifier(model, **_given(revision=revision))
         figures = evaluate_classification(
             loaded, rows, processor, label_column=label_column, text_column=text_column, **columns
         )
     else:
-        from .evaluation import DEFAULT_TEMPLATES, evaluate_retrieval, evaluate_zero_shot
+        from .evaluation.dual_encoders import DEFAULT_TEMPLATES, evaluate_retrieval, evaluate_zero_shot
 
         loaded, processor = load_dual_encoder(model, **_given(revision=revision))
         if task is Task.zero_shot:
@@ -341,7 +341,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seeds the new heads, the models from scratch, and the batches.")] = 0,
 ) -> None:
     """Grow models from the bundled gene and fine-tune them beside models from scratch, offline, in under 3 minutes."""
-    from .demo import run_demo
+    from .demo.demo import run_demo
 
     run_demo(output_dir, gene, seed=seed, console=console)
 

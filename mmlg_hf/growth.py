@@ -15,13 +15,13 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from .checkpoints import quiet
 from .configuration_learngene import MAX_LABELS, Size, check_size
 from .errors import LearngeneError, first_line
+from .gene_files import read_dtype
 from .hub import REPO_ID
-from .loading import read_dtype
 from .modeling_text_classification import CLIPTextForSequenceClassification
 from .saving import SavesWithProcessor
-from .silence import quiet
 
 # The class of a descendant by modality, and whether it has a classifier.
 DESCENDANTS: dict[tuple[str, bool], Any] = {

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 
 from .errors import LearngeneError, first_line
-from .parts import WEIGHTS, WEIGHTS_INDEX, is_needed, read_index
+from .saving import WEIGHTS, WEIGHTS_INDEX, is_needed, read_index
 
 REPO_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

@@ -35,8 +35,8 @@ from .expansion import (
     slice_norm_scale,
     take_slice,
 )
+from .gene_files import StrictLoadingMixin
 from .growth import DescendantMixin
-from .loading import StrictLoadingMixin
 
 ENCODERS = {"image": "vision_model", "text": "text_model"}
 BLOCKS = {"image": "vision_blocks", "text": "text_blocks"}

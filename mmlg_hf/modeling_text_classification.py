@@ -12,7 +12,7 @@ from transformers.models.clip.modeling_clip import CLIPPreTrainedModel, CLIPText
 from transformers.utils.generic import can_return_tuple
 
 from .errors import LearngeneError
-from .remote_code import code_saved_along
+from .saving import code_saved_along
 
 
 class CLIPTextForSequenceClassification(CLIPPreTrainedModel):

@@ -1,13 +1,171 @@
-"""Saving genes and descendants: with the processor, with nothing left of what lay there, uploaded wholly."""
+"""Saving: files that appear whole or not at all, weights as files by part, code and processor along with a model."""
 
+import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .parts import WEIGHTS, WEIGHTS_INDEX, read_index
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .errors import LearngeneError
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a path to write to, with the same suffix, that becomes `path` when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=path.suffix)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o666 & ~_umask())  # mkstemp's files are the owner's alone
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a new folder to write to that becomes `path`, in place of what was there, when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        folder, before = Path(temporary, path.name), Path(temporary, "before")
+        folder.mkdir()
+        yield folder
+        if path.exists():
+            os.replace(path, before)
+        os.replace(folder, path)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARED = "shared"
+# The first component of a tensor's name, without its last word, tells its part; all else is shared.
+_PART_OF_PREFIX = {"vision": "image", "visual": "image", "classifier": "image", "text": "text"}
+
+
+def part_of(name: str) -> str:
+    """The part that a tensor of a gene belongs to: "image", "text" or "shared"."""
+    return _PART_OF_PREFIX.get(name.partition(".")[0].partition("_")[0], SHARED)
+
+
+def is_needed(modality: str | None) -> Callable[[str], bool]:
+    """A test of tensor names: whether a descendant of this modality is made from the tensor; None is "multimodal"."""
+    parts = {SHARED, modality} if modality in ("image", "text") else {SHARED, "image", "text"}
+    return lambda name: part_of(name) in parts
+
+
+def read_index(path: Path, name: str) -> dict[str, str]:
+    """Read which file each tensor is in; `name` is what the error calls the folder or repository.
+
+    Raises:
+        LearngeneError: it is no index, or names what is no plain name of a safetensors file.
+    """
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = set(weight_map.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise LearngeneError(f"The {WEIGHTS_INDEX} of {name} is no index of weights") from None
+    for file in sorted(files, key=repr):
+        if not isinstance(file, str) or len(file) > 200 or not re.fullmatch(r"\w[\w.-]*\.safetensors", file):
+            shown = repr(file) if len(repr(file)) < 80 else f"{repr(file)[:60]}... ({len(repr(file))} characters)"
+            raise LearngeneError(f"{WEIGHTS_INDEX} of {name} names a shard {shown}, which is no plain file name")
+    return weight_map
+
+
+def weight_files(folder: str | os.PathLike) -> list[Path]:
+    """The files that a folder's weights are in, as loaders take them: the single one, else those of the index."""
+    folder = Path(folder)
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / WEIGHTS_INDEX).is_file():
+        return []
+    return [folder / file for file in sorted(set(read_index(folder / WEIGHTS_INDEX, str(folder)).values()))]
+
+
+def split_by_part(folder: str | os.PathLike) -> list[str]:
+    """Replace a gene's `model.safetensors` by one file for each part and the usual index; return their names.
+
+    A gene with one part, or one that is in several files already, is left as it is. Until the last step the single
+    file is complete, and it is the one that loaders prefer.
+    """
+    folder = Path(folder)
+    single = folder / WEIGHTS
+    if not single.is_file():
+        return []
+    files: dict[str, dict] = {}
+    with safe_open(single, framework="pt") as tensors:
+        for name in sorted(tensors.keys()):
+            files.setdefault(f"model-{part_of(name)}.safetensors", {})[name] = tensors.get_tensor(name)
+        metadata = tensors.metadata() or {"format": "pt"}
+    if {SHARED, "image", "text"} - {part_of(name) for part in files.values() for name in part}:
+        return []
+    sizes = [tensor.numel() * tensor.element_size() for part in files.values() for tensor in part.values()]
+    weight_map = {name: file for file, part in files.items() for name in part}
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(weight_map.items()))}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".parts-") as temporary:
+        for file, part in files.items():
+            save_file(part, Path(temporary) / file, metadata=metadata)
+        (Path(temporary) / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        for file in [*files, WEIGHTS_INDEX]:
+            os.replace(Path(temporary) / file, folder / file)
+    single.unlink()
+    return sorted(files)
+
+
+@contextmanager
+def code_saved_along(model: Any, with_code: bool, auto_class: str) -> Iterator[None]:
+    """Let `save_pretrained` save the code of a model, or none, for as long as this lasts.
+
+    `auto_map` on a config says that the code lies beside it. It is written if the code is, and the model's config and
+    the classes are left as they were: else every later save would name code that is not there, or save it too.
+
+    Args:
+        with_code: save the code, even where the classes are not registered for it.
+        auto_class: the class of transformers that loads the model with its own code, such as "AutoModel".
+    """
+    config = model.config
+    ours = [cls for cls in (type(model), type(config)) if not cls.__module__.startswith("transformers.")]
+    before = {cls: cls._auto_class for cls in ours}
+    auto_map = config.__dict__.pop("auto_map", None)
+    if with_code:
+        for cls in ours:
+            cls.register_for_auto_class(auto_class if cls is type(model) else "AutoConfig")
+    try:
+        yield
+    finally:
+        for cls, registered in before.items():
+            cls._auto_class = registered
+        config.__dict__.pop("auto_map", None)
+        if auto_map is not None:
+            config.auto_map = auto_map
+
 
 # Keywords of `save_pretrained` that belong to the upload which `push_to_hub=True` adds to it.
 _UPLOAD_KEYWORDS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")

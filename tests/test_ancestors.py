@@ -9,11 +9,17 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, ViTConfig, ViTForImageClassification
 
 from mmlg_hf import ExtractionArguments, extract_learngene
-from mmlg_hf.ancestors import EMBEDDING_COLUMNS, ancestor_outputs, cache_ancestor_outputs, load_ancestor, public_name
 from mmlg_hf.data import process_pairs
+from mmlg_hf.data.identity import fingerprint_model
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.extraction_trainers import AncestorCollator
-from mmlg_hf.identity import fingerprint_model
+from mmlg_hf.extraction.ancestors import (
+    EMBEDDING_COLUMNS,
+    ancestor_outputs,
+    cache_ancestor_outputs,
+    load_ancestor,
+    public_name,
+)
+from mmlg_hf.extraction.trainer import AncestorCollator
 from mmlg_hf.training import ImageTextCollator
 
 

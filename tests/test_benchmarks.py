@@ -11,7 +11,7 @@ from benchmarks import report
 from benchmarks.cost import muon_gflops
 from benchmarks.initialisers import INITIALISERS, Sources, StageWiseModel, turned_ancestor
 from mmlg_hf import LearngeneModel
-from mmlg_hf.ancestors import gene_config
+from mmlg_hf.extraction.ancestors import gene_config
 
 
 def inputs(rows=8):

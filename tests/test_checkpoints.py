@@ -20,7 +20,7 @@ from transformers import (
 from mmlg_hf import LearngeneError
 from mmlg_hf.checkpoints import load_config, load_model
 from mmlg_hf.errors import first_line
-from mmlg_hf.model_loading import load_classifier, load_dual_encoder
+from mmlg_hf.evaluation.loading import load_classifier, load_dual_encoder
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"

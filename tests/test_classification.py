@@ -9,7 +9,7 @@ from pico_genes import multimodal_gene
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from mmlg_hf import LearngeneError
-from mmlg_hf.classification import accuracies, classification_metrics, evaluate_classification
+from mmlg_hf.evaluation.classification import accuracies, classification_metrics, evaluate_classification
 
 NAMES = list(COLORS)
 

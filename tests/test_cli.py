@@ -21,9 +21,9 @@ from transformers import (
 from typer.testing import CliRunner
 
 from mmlg_hf import LearngeneModel
-from mmlg_hf.classification import evaluate_classification
 from mmlg_hf.cli import app
 from mmlg_hf.evaluation import evaluate_retrieval, evaluate_zero_shot
+from mmlg_hf.evaluation.classification import evaluate_classification
 from mmlg_hf.inspection import descendant_sizes
 
 COMMANDS = ("extract", "inspect", "descend", "evaluate", "demo")

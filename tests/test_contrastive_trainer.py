@@ -14,8 +14,8 @@ from transformers import BertTokenizer, CLIPModel, TrainingArguments, VisionText
 
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.evaluation import compute_retrieval
-from mmlg_hf.optimizers import is_decayed
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator, base_model_of
+from mmlg_hf.training.optimizers import is_decayed
 
 PROCESSOR = pico_processor()
 # CLIP's text encoder reads one position of every text of this tokenizer, since none holds the token that it looks for.

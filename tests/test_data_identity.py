@@ -10,7 +10,7 @@ from pico_data import rows_of, stored
 from PIL import Image as PILImage
 
 from mmlg_hf.data import process_pairs
-from mmlg_hf.identity import fingerprint_data
+from mmlg_hf.data.identity import fingerprint_data
 
 
 def files_at(folder, *colors):

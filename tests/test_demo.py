@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from mmlg_hf import LearngeneError
 from mmlg_hf.cli import app
 from mmlg_hf.demo import DemoSettings, classifier_sizes, make_classifier, run_demo
-from mmlg_hf.digits import DIGITS, digit_splits
+from mmlg_hf.demo.digits import DIGITS, digit_splits
 
 SETTINGS = DemoSettings(
     train_images=40, validation_images=20, steps=4, batch_size=8, eval_every=2, contrastive_steps=2

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.losses import affinity_distillation_loss, contrastive_loss, feature_distillation_loss
+from mmlg_hf.training.losses import affinity_distillation_loss, contrastive_loss, feature_distillation_loss
 
 HERE = Path(__file__).parent
 GLOBAL_BATCH, DIM = 6, 8

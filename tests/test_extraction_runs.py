@@ -9,7 +9,7 @@ from pico import pico_clip, pico_pairs, pico_processor
 
 from mmlg_hf import ExtractionArguments, extract_learngene
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.extraction_runs import RUN_FILE
+from mmlg_hf.extraction.runs import RUN_FILE
 
 QUICK = {
     "max_steps": 2,
@@ -163,7 +163,7 @@ def test_the_recipe_names_hub_ids_whole_and_folders_without_their_paths(tmp_path
     assert gene.config.ancestor["id"] == "ancestor"
     for name in ("config.json", RUN_FILE):
         assert "secret" not in json.dumps(json.loads((tmp_path / "gene" / name).read_text()))
-    monkeypatch.setattr("mmlg_hf.extraction.load_image_text", lambda dataset, split: pico_pairs(8))
+    monkeypatch.setattr("mmlg_hf.extraction.extracting.load_image_text", lambda dataset, split: pico_pairs(8))
     gene = extract_learngene(ancestor, "org/my-data", args)
     assert gene.config.recipe["dataset"] == "org/my-data"
 

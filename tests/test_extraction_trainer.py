@@ -11,13 +11,13 @@ from pico_genes import gene_config, image_gene, multimodal_gene
 from transformers import CLIPForImageClassification, CLIPProcessor
 
 from mmlg_hf import ExtractionArguments, extract_learngene
-from mmlg_hf.ancestors import load_ancestor
 from mmlg_hf.data import process_images, process_pairs
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.extraction_trainers import AncestorCollator, ExtractionTrainer, size_grid
+from mmlg_hf.extraction.ancestors import load_ancestor
+from mmlg_hf.extraction.trainer import AncestorCollator, ExtractionTrainer, size_grid
 from mmlg_hf.modeling_learngene import LearngeneModel
-from mmlg_hf.optimizers import OptimizerPair, StackedMuon, is_decayed
 from mmlg_hf.training import ImageTextCollator
+from mmlg_hf.training.optimizers import OptimizerPair, StackedMuon, is_decayed
 
 QUICK = {
     "max_steps": 1,

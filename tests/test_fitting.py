@@ -6,7 +6,15 @@ from pico import pico_clip
 from pico_genes import gene_config
 
 from mmlg_hf.expansion import LAYER_AXES, expand_layers
-from mmlg_hf.fitting import fit_blocks, fit_gene, match_units, order_units, permute_units, stack_layers, unit_features
+from mmlg_hf.extraction.fitting import (
+    fit_blocks,
+    fit_gene,
+    match_units,
+    order_units,
+    permute_units,
+    stack_layers,
+    unit_features,
+)
 from mmlg_hf.modeling_learngene import LearngeneModel, encoder_sizes
 
 HEAD = 8

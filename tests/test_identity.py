@@ -7,8 +7,8 @@ from datasets import Array3D, Dataset, Features, Image, Value
 from pico import pico_clip, pico_pairs
 from transformers import CLIPModel
 
+from mmlg_hf.data.identity import check_same_run, fingerprint_data, fingerprint_model
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.identity import check_same_run, fingerprint_data, fingerprint_model
 
 
 def test_a_model_is_the_same_after_saving_and_loading(tmp_path):

@@ -157,7 +157,7 @@ def test_a_loaded_gene_computes_what_it_computed(gene, folder):
 
 def test_bundled_names_are_folders_of_the_package(monkeypatch, gene, tmp_path):
     gene.save_pretrained(tmp_path / "pico-gene")
-    monkeypatch.setattr("mmlg_hf.locating.ZOO", tmp_path)
+    monkeypatch.setattr("mmlg_hf.checkpoints.ZOO", tmp_path)
     assert bundled_learngenes() == ["pico-gene"]
     assert locate_learngene("pico-gene") == str(tmp_path / "pico-gene")
     descendant = from_learngene("pico-gene", 2, 8)
@@ -321,7 +321,7 @@ def test_sizes_that_cannot_be_are_refused_from_a_folder_too(folder):
 
 def test_saving_that_fails_half_way_leaves_the_former_gene_loadable(gene, folder, monkeypatch):
     other = multimodal_gene(seed=2)
-    monkeypatch.setattr("mmlg_hf.parts.save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("mmlg_hf.saving.save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         other.save_pretrained(folder)
     loaded = LearngeneModel.from_pretrained(folder)
@@ -379,7 +379,7 @@ def test_the_token_is_passed_on_as_the_caller_said(token, monkeypatch, folder):
         return folder, "0" * 40
 
     monkeypatch.setattr("mmlg_hf.descendants.fetch_learngene", fetch)
-    monkeypatch.setattr("mmlg_hf.loading.fetch_learngene", fetch)
+    monkeypatch.setattr("mmlg_hf.gene_files.fetch_learngene", fetch)
     from_learngene("someone/gene", 1, 8, token=token)
     load_learngene("someone/gene", token=token)
     LearngeneModel.from_pretrained("someone/gene", token=token)
@@ -390,7 +390,7 @@ def test_without_a_token_the_saved_one_is_taken(monkeypatch, folder):
     asked = []
     fetch = lambda name, **keywords: (asked.append(keywords.get("token")), (folder, "0" * 40))[1]  # noqa: E731
     monkeypatch.setattr("mmlg_hf.descendants.fetch_learngene", fetch)
-    monkeypatch.setattr("mmlg_hf.loading.fetch_learngene", fetch)
+    monkeypatch.setattr("mmlg_hf.gene_files.fetch_learngene", fetch)
     from_learngene("someone/gene", 1, 8)
     assert asked == [None, None]
 

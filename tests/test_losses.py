@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.losses import (
+from mmlg_hf.training.losses import (
     affinity_distillation_loss,
     contrastive_loss,
     feature_distillation_loss,

@@ -13,8 +13,8 @@ from PIL import Image as PILImage
 from transformers import CLIPModel, pipeline
 
 from mmlg_hf import LearngeneError
-from mmlg_hf.classification import evaluate_classification
 from mmlg_hf.evaluation import embed_images, embed_texts, evaluate_retrieval, evaluate_zero_shot
+from mmlg_hf.evaluation.classification import evaluate_classification
 
 NAMES = list(COLORS)
 

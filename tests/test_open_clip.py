@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmlg_hf import LearngeneError
-from mmlg_hf.open_clip import is_open_clip, load_open_clip, load_open_clip_processor
+from mmlg_hf.extraction.open_clip import is_open_clip, load_open_clip, load_open_clip_processor
 
 VISION = {"image_size": 16, "layers": 2, "width": 32, "patch_size": 8, "head_width": 8, "mlp_ratio": 2.0}
 TEXT = {"context_length": 16, "vocab_size": 0, "width": 24, "heads": 3, "layers": 3}

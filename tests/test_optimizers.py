@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Muon
 from torch.optim.lr_scheduler import LambdaLR
 
-from mmlg_hf.optimizers import MuonFactory, OptimizerPair, StackedMuon
+from mmlg_hf.training.optimizers import MuonFactory, OptimizerPair, StackedMuon
 
 ADAMW = {"lr": 0.1, "betas": (0.9, 0.98)}
 MUON = {"lr": 0.3, "weight_decay": 0.05}

@@ -93,7 +93,7 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert held == there
-    assert {name for name in held if name.startswith("mmlg_hf/card_templates/")}
+    assert {name for name in held if name.startswith("mmlg_hf/cards/templates/")}
 
 
 @pytest.mark.slow

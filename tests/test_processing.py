@@ -20,8 +20,8 @@ from mmlg_hf.data import (
     process_pairs,
     processor_key,
 )
+from mmlg_hf.data.identity import PROCESSING_VERSION
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.identity import PROCESSING_VERSION
 
 
 @pytest.fixture(scope="module")

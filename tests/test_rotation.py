@@ -7,7 +7,7 @@ from pico_genes import gene_config
 
 from mmlg_hf import LearngeneModel
 from mmlg_hf.expansion import slice_norm_scale
-from mmlg_hf.rotation import principal_rotation, rotate_channels
+from mmlg_hf.extraction.rotation import principal_rotation, rotate_channels
 
 
 @pytest.fixture

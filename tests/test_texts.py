@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from mmlg_hf import LearngeneError
-from mmlg_hf.classification import evaluate_classification
+from mmlg_hf.data.texts import check_tokenizer, encode_texts, longest_text, text_config_of
 from mmlg_hf.evaluation import class_embeddings, embed_texts, evaluate_retrieval, evaluate_zero_shot
-from mmlg_hf.texts import check_tokenizer, encode_texts, longest_text, text_config_of
-from mmlg_hf.vocabulary import trim_embedding, trim_tokenizer
+from mmlg_hf.evaluation.classification import evaluate_classification
+from mmlg_hf.extraction.vocabulary import trim_embedding, trim_tokenizer
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 

@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
 
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.vocabulary import trim_embedding, trim_tokenizer
+from mmlg_hf.extraction.vocabulary import trim_embedding, trim_tokenizer
 
 CORPUS = ["a red square on blue", "photo of a pink square"]
 

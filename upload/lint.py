@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from mmlg_hf.cards import HUB_ID, PIPELINE_TAGS, count_parameters
+from mmlg_hf.cards.results import PLOT_FILE, RESULTS_FILE, read_results
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.results import PLOT_FILE, RESULTS_FILE, read_results
 
 # Identifiers the Hub knows and this zoo has a use for; anything else is "other" with license_name and license_link.
 LICENSES = {

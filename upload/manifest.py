@@ -35,7 +35,7 @@ class Artifact:
 
     Args:
         name: the repository's name in its namespace.
-        kind: one of `mmlg_hf.cards.KINDS`; it chooses the card template.
+        kind: one of `mmlg_hf.cards.cards.KINDS`; it chooses the card template.
         source: a folder relative to the manifest's `root`, or for a descendant a mapping with `gene` (the name of an
             artifact) and the arguments of `from_learngene`. A mixture is either: a folder with the model, or a mapping
             with `gene` and `deltas`, a folder of `mmlg_hf.clip_moe.save_as_deltas`, relative to `root`.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlg_hf.cards import count_parameters
-from mmlg_hf.results import PLOT_FILE, RESULTS_FILE, figure_title, format_figure
+from mmlg_hf.cards.results import PLOT_FILE, RESULTS_FILE, figure_title, format_figure
 
 from .manifest import Artifact, Manifest
 from .staging import stage
@@ -88,5 +88,5 @@ def _page(manifest: Manifest, rows: list[dict[str, Any]]) -> str:
         "Data set, split and spread of the figures are on each card.\n\n"
         f"These cards name the namespace `{manifest.namespace}`; `python -m upload publish --namespace ORG` renders\n"
         "them for the one that it publishes to. Made by `python -m upload render` from `upload/zoo.yaml`, the\n"
-        "templates in `mmlg_hf/card_templates/` and the measured results: change those, not these files.\n"
+        "templates in `mmlg_hf/cards/templates/` and the measured results: change those, not these files.\n"
     )

@@ -14,7 +14,7 @@ from mmlg_hf.cards import save_model_card
 from mmlg_hf.clip_moe import load_from_deltas
 from mmlg_hf.descendants import from_learngene, load_learngene
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.writing import write_json
+from mmlg_hf.saving import write_json
 
 from .manifest import Artifact, Manifest
 

@@ -1,7 +1,6 @@
 """LilT: join any image encoder with any text encoder, and align them by training a few per cent of the weights."""
 
-from importlib import import_module
-from typing import Any
+from .. import lazy_names
 
 _MODULE_OF = {
     "align": "joining",
@@ -15,13 +14,4 @@ _MODULE_OF = {
 }
 
 __all__ = list(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'mmlg_hf.alignment' has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

@@ -51,9 +51,9 @@ def align(
     from transformers.trainer_utils import get_last_checkpoint
 
     from ..data import find_columns, load_image_text, processor_key
-    from ..identity import PROCESSING_VERSION, begin_run, fingerprint_data, fingerprint_model
-    from ..texts import longest_text
-    from ..training import ContrastiveTrainer, ImageTextCollator
+    from ..data.identity import PROCESSING_VERSION, begin_run, fingerprint_data, fingerprint_model
+    from ..data.texts import longest_text
+    from ..training.trainer import ContrastiveTrainer, ImageTextCollator
     from .joining import align as join
     from .joining import load_processor
     from .saving import write_card
@@ -126,7 +126,7 @@ def align(
 
 
 def _retrieval(model: Any, rows: Any, processor: Any, columns: dict[str, Any]) -> dict[str, float]:
-    from ..evaluation import evaluate_retrieval
+    from ..evaluation.dual_encoders import evaluate_retrieval
 
     return {} if rows is None else evaluate_retrieval(model, rows, processor, **columns)
 

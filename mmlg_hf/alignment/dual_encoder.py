@@ -21,10 +21,10 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import can_return_tuple
 
 from ..checkpoints import check_finite, load_config
+from ..data.texts import pads_to_one_length
 from ..errors import LearngeneError
-from ..losses import contrastive_loss
-from ..texts import pads_to_one_length
-from .bases import choose_dtype, encoder_class
+from ..training.losses import contrastive_loss
+from .encoders import choose_dtype, encoder_class
 from .pooling import check_pooling, pad_to_one_length, pool_image, pool_text
 from .recipes import add_trained_modules, mark_trainable, parts_of
 from .report import count_parameters, trainable_table

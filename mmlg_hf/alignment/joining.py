@@ -14,10 +14,10 @@ from transformers import (
     VisionTextDualEncoderProcessor,
 )
 
+from ..data.texts import check_tokenizer, pads_to_one_length
 from ..errors import LearngeneError, first_line
-from ..texts import check_tokenizer, pads_to_one_length
-from .bases import choose_dtype, load_encoder, record_base
 from .dual_encoder import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE, DualEncoderConfig, DualEncoderModel
+from .encoders import choose_dtype, load_encoder, record_base
 from .pooling import check_pooling, default_pooling
 from .recipes import parts_of
 

@@ -12,7 +12,7 @@ from transformers.utils.hub import cached_file
 
 from ..checkpoints import read_tensors
 from ..errors import LearngeneError, first_line
-from .bases import check_base, load_base
+from .encoders import check_base, load_base
 
 if TYPE_CHECKING:
     from .dual_encoder import DualEncoderConfig, DualEncoderModel
@@ -130,7 +130,7 @@ def write_card(folder: str | os.PathLike, config: "DualEncoderConfig", **setting
     Args:
         settings: as for `mmlg_hf.cards.save_model_card`.
     """
-    from ..cards import HUB_ID, save_model_card
+    from ..cards.cards import HUB_ID, save_model_card
 
     names = [base["name"] for base in (config.vision_base, config.text_base) if base]
     bases = [name for name in names if HUB_ID.fullmatch(name) and not os.path.isdir(name)]

@@ -1,7 +1,6 @@
 """CLIP-MoE: turn any CLIP into a mixture of experts by Diversified Multiplet Upcycling (arXiv 2409.19291)."""
 
-from importlib import import_module
-from typing import Any
+from .. import lazy_names
 
 _MODULE_OF = {
     "CLIPMoEConfig": "configuration_clip_moe",
@@ -17,20 +16,11 @@ _MODULE_OF = {
     "count_parameters": "upcycling",
     "diversify": "diversification",
     "DiversifyArguments": "diversification",
-    "train_router": "router",
-    "RouterArguments": "router",
+    "train_router": "router_training",
+    "RouterArguments": "router_training",
     "save_as_deltas": "deltas",
     "load_from_deltas": "deltas",
 }
 
 __all__ = list(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

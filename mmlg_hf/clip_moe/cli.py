@@ -104,8 +104,8 @@ def train_router(
     seed: Seed = 42,
 ) -> None:
     """Train the routers of a mixture, and plot how its experts are used."""
-    from .router import RouterArguments
-    from .router import train_router as run
+    from .router_training import RouterArguments
+    from .router_training import train_router as run
 
     processor, rows = _inputs(mixture, data, split, image_column, text_column, limit)
     args = RouterArguments(

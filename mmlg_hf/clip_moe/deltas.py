@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoints import CONFIG_FAULTS, check_finite, read_tensors
+from ..data.identity import fingerprint_gene
 from ..errors import LearngeneError, first_line
-from ..identity import fingerprint_gene
 from ..modeling_learngene import LearngeneModel
-from ..writing import whole_folder, write_json
+from ..saving import whole_folder, write_json
 from .configuration_clip_moe import CLIPMoEConfig
 from .modeling_clip_moe import CLIPMoEModel
 from .upcycling import expert_tensors

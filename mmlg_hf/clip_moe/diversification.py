@@ -20,10 +20,10 @@ from transformers import CLIPModel, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, has_length
 from transformers.utils import logging
 
+from ..data.identity import begin_run, fingerprint_model
 from ..errors import LearngeneError, first_line
-from ..identity import begin_run, fingerprint_model
-from ..training import ContrastiveTrainer, ImageTextCollator
-from ..writing import whole_file, whole_folder, write_json
+from ..saving import whole_file, whole_folder, write_json
+from ..training.trainer import ContrastiveTrainer, ImageTextCollator
 from .clusters import ClusterReport, ClusterSampler, accumulate, cluster_pairs, embed_pairs, report_clusters
 from .plots import plot_clusters
 from .rows import check_rows, describe_rows

@@ -6,8 +6,8 @@ from typing import Any
 from datasets import DatasetDict, IterableDatasetDict
 
 from ..data import processor_key
+from ..data.identity import PROCESSING_VERSION, fingerprint_data
 from ..errors import LearngeneError
-from ..identity import PROCESSING_VERSION, fingerprint_data
 
 
 def check_rows(dataset: Any) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import AutoConfig, CLIPConfig, CLIPModel
 
 from ..checkpoints import check_finite, load_config, load_model
+from ..data.identity import computed_fields
 from ..errors import LearngeneError
-from ..identity import computed_fields
 from .configuration_clip_moe import CLIPMoEConfig
 from .modeling_clip_moe import CLIPMoEModel
 

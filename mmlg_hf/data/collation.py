@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from ..errors import LearngeneError
-from ..texts import encode_texts, longest_text, pads_to_one_length
 from .captions import captions_of
 from .columns import find_columns
 from .pictures import make_pixels, read_image
+from .texts import encode_texts, longest_text, pads_to_one_length
 
 _PROCESSED = ("pixel_values", "input_ids")
 

@@ -13,12 +13,12 @@ from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
 from ..errors import LearngeneError
-from ..identity import PROCESSING_VERSION, fingerprint_data
-from ..texts import encode_texts, longest_text, pads_to_one_length
 from .captions import captions_of
 from .columns import column_names, find_columns, find_image_column
+from .identity import PROCESSING_VERSION, fingerprint_data
 from .loading import AnyDataset, check_dataset, is_transformed, rows_of
 from .pictures import make_pixels, read_image, undecoded
+from .texts import encode_texts, longest_text, pads_to_one_length
 
 logger = logging.get_logger(__name__)
 

@@ -24,7 +24,7 @@ from mmlg_hf.clip_moe import (
 )
 from mmlg_hf.clip_moe import diversification as module
 from mmlg_hf.clip_moe.modeling_clip_moe import CLIPMoEForImageClassification
-from mmlg_hf.clip_moe.router import RouterArguments
+from mmlg_hf.clip_moe.router_training import RouterArguments
 from mmlg_hf.errors import LearngeneError
 
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True}

@@ -7,10 +7,10 @@ import torch
 from pico import pico_clip, pico_pairs, pico_processor
 
 from mmlg_hf.clip_moe import CLIPMoEModel, train_router, upcycle
-from mmlg_hf.clip_moe.router import RouterArguments, RouterTrainer, count_routed_tokens, usage_history
+from mmlg_hf.clip_moe.router_training import RouterArguments, RouterTrainer, count_routed_tokens, usage_history
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.losses import contrastive_loss
 from mmlg_hf.training import ImageTextCollator
+from mmlg_hf.training.losses import contrastive_loss
 
 
 def arguments(folder, **changes):

@@ -17,7 +17,7 @@ from pico_zoo import RESULTS, save_pico_gene
 
 from mmlg_hf import LearngeneError, create_model_card
 from mmlg_hf.cards import PIPELINE_TAGS, save_model_card
-from mmlg_hf.results import format_figure, read_results, results_table
+from mmlg_hf.cards.results import format_figure, read_results, results_table
 from upload.lint import LICENSES, RELATIONS
 
 

@@ -1,0 +1,13 @@
+"""`mmlg demo`: models of several sizes from one gene, fine-tuned beside the same from scratch."""
+
+from .. import lazy_names
+
+_MODULE_OF = {
+    "DemoSettings": "demo",
+    "run_demo": "demo",
+    "DIGITS": "digits",
+    "digit_splits": "digits",
+}
+
+__all__ = list(_MODULE_OF)
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

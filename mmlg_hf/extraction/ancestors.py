@@ -1,0 +1,264 @@
+"""The ancestor: loading it, reading off the gene it gives, and its outputs over a data set."""
+
+import copy
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    CLIPForImageClassification,
+    CLIPModel,
+    PreTrainedModel,
+    ViTForImageClassification,
+)
+
+from ..checkpoints import check_finite, load_config, load_model
+from ..configuration_learngene import LearngeneConfig
+from ..data import processor_key
+from ..data.identity import PROCESSING_VERSION, fingerprint_data, fingerprint_model
+from ..errors import LearngeneError, first_line
+from ..expansion import (
+    IMAGE_AXES,
+    TEXT_AXES,
+    TOKEN_EMBEDDING,
+    TOKEN_PROJECTION,
+    factor_table,
+    take_slice,
+)
+from ..modeling_learngene import LearngeneMixin, encoder_sizes
+
+# What is distilled of an ancestor; the columns that carry it beside the data.
+EMBEDDING_COLUMNS = ("ancestor_image_embeds", "ancestor_text_embeds")
+LOGITS_COLUMN = "ancestor_logits"
+
+
+# The classes that can be extracted from, by name.
+ANCESTORS: dict[str, type[PreTrainedModel]] = {
+    cls.__name__: cls for cls in (CLIPModel, CLIPForImageClassification, ViTForImageClassification)
+}
+
+
+def load_ancestor(ancestor: str | os.PathLike | PreTrainedModel, revision: str | None = None) -> PreTrainedModel:
+    """Load the model to extract from, frozen, in evaluation mode and in float32, as a stock class.
+
+    Args:
+        ancestor: a Hub id, a folder or a model: `CLIPModel`, or for an image gene (TLEG) an image classifier,
+            `CLIPForImageClassification` or `ViTForImageClassification`. A model in memory is copied, whatever its
+            dtype, its device and what holds it (DistributedDataParallel, `torch.compile`, offloading).
+        revision: branch, tag or commit on the Hub; None takes main. The commit is recorded.
+
+    Raises:
+        LearngeneError: if it is none of these, lacks a tensor, or holds NaN or infinity.
+    """
+    if isinstance(ancestor, (str, os.PathLike)):
+        model = _load_stored(os.fspath(ancestor), revision)
+    else:
+        model = _copy_in_memory(ancestor)
+    return model.eval().requires_grad_(False)
+
+
+def _load_stored(name: str, revision: str | None) -> PreTrainedModel:
+    config = load_config(AutoConfig, name, "the ancestor", revision=revision)
+    architecture = (config.architectures or ["CLIPModel" if config.model_type == "clip" else config.model_type])[0]
+    if architecture not in ANCESTORS:
+        raise LearngeneError(
+            f"the ancestor {name!r} is a {architecture} (model type {config.model_type!r}), no CLIP: give a "
+            "CLIPModel, or for an image gene a CLIPForImageClassification or ViTForImageClassification"
+        )
+    # Pinned to the commit that was looked at, whatever happens to the branch meanwhile.
+    commit = getattr(config, "_commit_hash", None) or revision
+    return load_model(ANCESTORS[architecture], name, "the ancestor", revision=commit, dtype=torch.float32)
+
+
+def _copy_in_memory(ancestor: Any) -> PreTrainedModel:
+    """Build the stock class anew on the CPU: freezing and trimming must not reach the caller's model."""
+    held = _unwrapped(ancestor)
+    stock = next((cls for cls in ANCESTORS.values() if isinstance(held, cls)), None)
+    if stock is None or isinstance(held, LearngeneMixin):
+        raise LearngeneError(
+            f"the ancestor is a {type(held).__name__}, no CLIP: give a Hub id, a folder, a CLIPModel, or for an "
+            "image gene a CLIPForImageClassification or ViTForImageClassification"
+        )
+    with torch.random.fork_rng(devices=[]):  # the new model's own random start is written over
+        # Attention in float32 and on any device, whatever kernel the caller's takes.
+        model = stock._from_config(copy.deepcopy(held.config), dtype=torch.float32, attn_implementation="sdpa")
+    try:
+        model.load_state_dict(_own_parameters(held))
+    except (RuntimeError, NotImplementedError) as error:
+        raise LearngeneError(
+            f"the ancestor's tensors are not those of a {stock.__name__} ({first_line(error)}): give the stock model, "
+            "without adapters and not quantized"
+        ) from error
+    check_finite(model, "the ancestor")
+    return model
+
+
+def _unwrapped(model: Any) -> Any:
+    """What DistributedDataParallel, DataParallel or `torch.compile` is around."""
+    while isinstance(model, nn.Module):
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
+def _own_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter, in float32 on the CPU, those that accelerate keeps elsewhere too."""
+    state = {}
+    for path, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        kept = [one.weights_map for one in getattr(hook, "hooks", [hook]) if getattr(one, "weights_map", None)]
+        for name, parameter in module.named_parameters(recurse=False):
+            value = kept[0][name] if parameter.is_meta and kept else parameter.detach()
+            state[f"{path}.{name}" if path else name] = value.to("cpu", torch.float32)
+    return state
+
+
+def is_classifier(ancestor: PreTrainedModel) -> bool:
+    """Say whether the ancestor is an image classifier, which gives an image gene (TLEG)."""
+    return not isinstance(ancestor, CLIPModel)
+
+
+def describe_ancestor(ancestor: PreTrainedModel, parameters: int) -> dict[str, Any]:
+    """Return what a gene records of its ancestor."""
+    return {
+        "id": public_name(ancestor.name_or_path) if ancestor.name_or_path else None,
+        "revision": getattr(ancestor.config, "_commit_hash", None),
+        "class": type(ancestor).__name__,
+        "parameters": parameters,
+    }
+
+
+def public_name(name: str | os.PathLike) -> str:
+    """Return a Hub id whole, and of a local path its last part alone: the rest says nothing to others."""
+    path = Path(os.fspath(name))
+    local = path.exists() or path.is_absolute() or path.parts[:1] in (("~",), ("..",))
+    return path.expanduser().resolve().name if local else os.fspath(name)
+
+
+def gene_config(
+    ancestor: PreTrainedModel,
+    *,
+    num_multimodal_blocks: int,
+    num_unimodal_blocks: int,
+    mixing: str,
+    depth: Any = None,
+    width: Any = None,
+    token_embedding_rank: int | None = None,
+) -> LearngeneConfig:
+    """Return the config of a gene whose auxiliary model has the ancestor's shape, or the size given.
+
+    Args:
+        token_embedding_rank: None, or the text encoder's width or more, stores the token embedding whole.
+    """
+    config = ancestor.config
+    shared: dict[str, Any] = {"num_unimodal_blocks": num_unimodal_blocks, "mixing": mixing}
+    if not is_classifier(ancestor):
+        shared |= {"text_config": config.text_config.to_dict(), "vision_config": config.vision_config.to_dict()}
+        shared |= {"num_multimodal_blocks": num_multimodal_blocks, "projection_dim": config.projection_dim}
+    else:
+        if num_multimodal_blocks:
+            raise LearngeneError(
+                f"num_multimodal_blocks is {num_multimodal_blocks}, but a {type(ancestor).__name__} has no text side "
+                "to share blocks with: set num_multimodal_blocks=0 (TLEG: num_unimodal_blocks=2)"
+            )
+        shared |= {"vision_config": _vision_config(config), "num_multimodal_blocks": 0}
+        shared |= {"id2label": config.id2label, "label2id": config.label2id}
+    if depth is not None or width is not None:
+        modality = "image" if is_classifier(ancestor) else "multimodal"
+        smaller = LearngeneConfig(**shared).descendant_config(depth, width, modality)
+        shared["vision_config"] = smaller.vision_config.to_dict()
+        if "text_config" in shared:
+            shared["text_config"] = smaller.text_config.to_dict()
+    if token_embedding_rank is not None and "text_config" in shared:
+        width = shared["text_config"]["hidden_size"]
+        shared["token_embedding_rank"] = token_embedding_rank if token_embedding_rank < width else None
+    return LearngeneConfig(**shared)
+
+
+def _vision_config(config: Any) -> dict[str, Any]:
+    """Read CLIP's vision config off an image classifier's; a ViT's fields have the same names."""
+    if hasattr(config, "vision_config"):
+        return config.vision_config.to_dict()
+    fields = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
+        "patch_size", "layer_norm_eps",
+    )  # fmt: skip
+    return {name: getattr(config, name) for name in fields} | {"hidden_act": config.hidden_act}
+
+
+@torch.no_grad()
+def copy_outer_weights(gene: Any, ancestor: PreTrainedModel) -> None:
+    """Start everything that is no encoder layer from the ancestor's: leading slices where the gene is narrower.
+
+    A ViT keeps its embeddings elsewhere and is left out: its gene starts from scratch, as in TLEG.
+    """
+    own, theirs = dict(gene.named_parameters()), dict(ancestor.named_parameters())
+    for modality, config in gene.config.encoder_configs.items():
+        for name, axes in (IMAGE_AXES if modality == "image" else TEXT_AXES).items():
+            if name in own and name in theirs:
+                weight = take_slice(theirs[name], axes, encoder_sizes(config))
+                if name == TOKEN_EMBEDDING and TOKEN_PROJECTION in own:
+                    weight, projection = factor_table(weight, own[name].shape[1])
+                    own[TOKEN_PROJECTION].copy_(projection)
+                own[name].copy_(weight)
+    if "logit_scale" in own and "logit_scale" in theirs:
+        own["logit_scale"].copy_(theirs["logit_scale"])
+
+
+@torch.no_grad()
+def ancestor_outputs(ancestor: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """Return what the ancestor says of a batch: normalised embeddings [B, D] of both sides, or logits [B, labels]."""
+    if is_classifier(ancestor):
+        return {LOGITS_COLUMN: ancestor(pixel_values=inputs["pixel_values"]).logits.float()}
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+    embeds = (
+        ancestor.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output,
+        ancestor.get_text_features(**text).pooler_output,
+    )
+    return {name: F.normalize(e.float(), dim=-1) for name, e in zip(EMBEDDING_COLUMNS, embeds, strict=True)}
+
+
+def cache_ancestor_outputs(
+    ancestor: Any, dataset: Dataset, collator: Any, processor: Any, cache_dir: str | os.PathLike, batch_size: int = 256
+) -> Dataset:
+    """Add the ancestor's outputs to processed data as columns, computed once and kept in an Arrow file.
+
+    The file is keyed by all that makes them: the ancestor's weights and config, the content of the rows, and the
+    processor, which pads the texts.
+
+    Args:
+        dataset: rows as `process_pairs` leaves them.
+        collator: makes a batch of rows.
+        cache_dir: folder of the files; made if missing.
+    """
+    made_by = (fingerprint_model(ancestor), fingerprint_data(dataset), processor_key(processor), PROCESSING_VERSION)
+    key = hashlib.sha256(" ".join(map(str, made_by)).encode()).hexdigest()
+    Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    file = Path(cache_dir, f"ancestor-outputs-{key[:32]}.arrow")
+    device = next(ancestor.parameters()).device
+
+    def outputs(batch: dict[str, list]) -> dict[str, Any]:
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in collator(rows).items()}
+        return {name: values.cpu().numpy() for name, values in ancestor_outputs(ancestor, inputs).items()}
+
+    names = (LOGITS_COLUMN,) if is_classifier(ancestor) else EMBEDDING_COLUMNS
+    found = dataset.map(
+        outputs,
+        batched=True,
+        batch_size=batch_size,
+        remove_columns=dataset.column_names,
+        features=Features({name: List(Value("float32")) for name in names}),
+        cache_file_name=str(file),
+        new_fingerprint=key[:16],
+        desc="ancestor",
+    )
+    return concatenate_datasets([dataset.with_format(None), found.with_format(None)], axis=1).with_format("torch")

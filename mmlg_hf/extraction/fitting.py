@@ -1,0 +1,168 @@
+"""Starting a gene from its ancestor: blocks fitted to the ancestor's layers in closed form.
+
+Permuting the heads or the MLP neurons of a layer leaves what it computes unchanged, but each layer orders them
+at will, so that their average is no sensible layer. The fit alternates: blocks by least squares, then each layer's
+heads and neurons matched to the blocks' (Hungarian method), kept whole.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ..expansion import LAYER_AXES, expand_layers, take_slice
+
+Layers = dict[str, Tensor]  # by layer parameter, [depth, ...]
+
+_HEAD_ROWS = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
+_HEAD_BIASES = ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
+
+
+def stack_layers(encoder: Any) -> Layers:
+    """Stack the parameters of a CLIP encoder's layers, each [depth, ...]."""
+    states = [dict(layer.named_parameters()) for layer in encoder.layers]
+    return {name: torch.stack([state[name].detach().float() for state in states]) for name in LAYER_AXES}
+
+
+def unit_features(layers: Layers, head_size: int) -> tuple[Tensor, Tensor]:
+    """Return what identifies each head [depth, heads, F] and each MLP neuron [depth, neurons, F]."""
+    depth = len(layers["mlp.fc1.bias"])
+    heads = [layers[name].unflatten(1, (-1, head_size)).flatten(2) for name in (*_HEAD_ROWS, *_HEAD_BIASES)]
+    out = layers["self_attn.out_proj.weight"].transpose(1, 2).unflatten(1, (-1, head_size)).flatten(2)
+    neurons = [layers["mlp.fc1.weight"], layers["mlp.fc1.bias"].reshape(depth, -1, 1)]
+    return (
+        torch.cat([*heads, out], dim=2),
+        torch.cat([*neurons, layers["mlp.fc2.weight"].transpose(1, 2)], dim=2),
+    )
+
+
+def permute_units(layers: Layers, heads: Tensor, neurons: Tensor, head_size: int) -> Layers:
+    """Reorder each layer's heads and neurons, which leaves its function unchanged.
+
+    Args:
+        heads: [depth, heads], the old index of each new head.
+        neurons: [depth, neurons], likewise.
+    """
+    rows = (heads[:, :, None] * head_size + torch.arange(head_size)).flatten(1)  # [depth, hidden]
+    permuted = dict(layers)
+    for names, order, axis in (
+        ((*_HEAD_ROWS, *_HEAD_BIASES), rows, 1),
+        (("self_attn.out_proj.weight",), rows, 2),
+        (("mlp.fc1.weight", "mlp.fc1.bias"), neurons, 1),
+        (("mlp.fc2.weight",), neurons, 2),
+    ):
+        for name in names:
+            permuted[name] = torch.stack(
+                [w.index_select(axis - 1, o) for w, o in zip(layers[name], order, strict=True)]
+            )
+    return permuted
+
+
+def match_units(layers: Layers, wanted: Layers, head_size: int) -> Layers:
+    """Reorder each layer's heads and neurons to lie closest to those of `wanted`, in squared distance."""
+    orders = []
+    for have, want in zip(unit_features(layers, head_size), unit_features(wanted, head_size), strict=True):
+        # Minimising the squared distance is maximising the inner product: the norms do not depend on the order.
+        products = torch.einsum("dif,djf->dij", want, have)
+        orders.append(torch.stack([torch.tensor(linear_sum_assignment(-p.numpy())[1]) for p in products]))
+    return permute_units(layers, orders[0], orders[1], head_size)
+
+
+def order_units(layers: Layers, head_size: int) -> Layers:
+    """Put each layer's strongest heads and neurons (by norm) first, so that leading slices keep what matters most."""
+    orders = [features.norm(dim=2).argsort(dim=1, descending=True) for features in unit_features(layers, head_size)]
+    return permute_units(layers, orders[0], orders[1], head_size)
+
+
+def fit_blocks(
+    layers: Mapping[str, Layers],
+    coefficients: Mapping[str, Tensor],
+    num_multimodal: int,
+    sizes: Mapping[str, Mapping[str, int]],
+) -> dict[str, Layers]:
+    """Solve for the blocks whose weighted sums come closest to the given layers, one least squares per parameter.
+
+    Args:
+        layers: each encoder's layers by modality.
+        coefficients: each encoder's mixing coefficients, [depth, blocks], multimodal blocks first.
+        num_multimodal: how many of them are multimodal.
+        sizes: each encoder's "hidden" and "mlp" size. Where the encoders differ, the part of the multimodal blocks
+            beyond the narrower one is fitted to the wider one alone.
+
+    Returns:
+        stacks of blocks under "multimodal" (if there are any) and each modality.
+    """
+    modalities = list(layers)
+    narrow = min((sizes[modality] for modality in modalities), key=lambda size: size["hidden"])
+    wide = max(modalities, key=lambda modality: sizes[modality]["hidden"])
+    fitted: dict[str, Layers] = {name: {} for name in ("multimodal", *modalities)}
+    joint = _joint_design(coefficients, num_multimodal)
+    for name, axes in LAYER_AXES.items():
+        alone = {m: _least_squares(coefficients[m], layers[m][name]) for m in modalities}  # [blocks, ...]
+        blocks = {m: solution[num_multimodal:].clone() for m, solution in alone.items()}
+        if num_multimodal:
+            targets = torch.cat([take_slice(layers[m][name], axes, narrow) for m in modalities])
+            solution = _least_squares(joint, targets)
+            shared = alone[wide][:num_multimodal].clone()
+            take_slice(shared, axes, narrow).copy_(solution[:num_multimodal])
+            fitted["multimodal"][name] = shared
+            start = num_multimodal
+            for m in modalities:
+                count = coefficients[m].shape[1] - num_multimodal
+                take_slice(blocks[m], axes, narrow).copy_(solution[start : start + count])
+                start += count
+        for m in modalities:
+            fitted[m][name] = blocks[m]
+    return fitted
+
+
+def _joint_design(coefficients: Mapping[str, Tensor], num_multimodal: int) -> Tensor:
+    """Lay out both encoders' coefficients over the unknowns [multimodal, image, text]."""
+    own = [matrix[:, num_multimodal:] for matrix in coefficients.values()]
+    shared = torch.cat([matrix[:, :num_multimodal] for matrix in coefficients.values()])
+    return torch.cat([shared, torch.block_diag(*own)], dim=1)
+
+
+def _least_squares(design: Tensor, layers: Tensor) -> Tensor:
+    solution = torch.linalg.lstsq(design.double(), layers.flatten(1).double(), driver="gelsd").solution
+    return solution.unflatten(1, layers.shape[1:]).to(layers.dtype)
+
+
+@torch.no_grad()
+def fit_gene(gene: Any, ancestor: Any, iterations: int = 3) -> dict[str, float]:
+    """Set a gene's blocks to the least-squares fit of its ancestor's layers, where their widths agree.
+
+    Args:
+        gene: a gene whose encoders have the ancestor's widths; depths may differ from the ancestor's only if the gene
+            is to be fitted at the ancestor's own positions l/L, which is what happens.
+        ancestor: the stock model.
+        iterations: rounds of matching heads and neurons; 0 fits the layers as they are.
+
+    Returns:
+        the share of the layers' squared norm that the fit leaves unexplained, by modality.
+    """
+    config = gene.config
+    encoders = {"image": "vision_model", "text": "text_model"}
+    layers = {m: stack_layers(getattr(ancestor, encoders[m]).encoder) for m in config.encoder_configs}
+    heads = {m: c.hidden_size // c.num_attention_heads for m, c in config.encoder_configs.items()}
+    sizes = {m: {"hidden": c.hidden_size, "mlp": c.intermediate_size} for m, c in config.encoder_configs.items()}
+    depths = {m: len(stack["mlp.fc1.bias"]) for m, stack in layers.items()}
+    coefficients = {m: gene.fixed_coefficients(depth) for m, depth in depths.items()}
+    layers = {m: order_units(stack, heads[m]) for m, stack in layers.items()}
+    for remaining in range(iterations, -1, -1):
+        fitted = fit_blocks(layers, coefficients, config.num_multimodal_blocks, sizes)
+        rebuilt = {m: expand_layers(fitted["multimodal"], fitted[m], coefficients[m], sizes[m]) for m in layers}
+        if remaining:
+            layers = {m: match_units(layers[m], rebuilt[m], heads[m]) for m in layers}
+    for group, blocks in gene.block_groups().items():
+        for name, parameter in blocks.named_parameters():
+            parameter.copy_(fitted[group][name])
+    return {
+        m: float(
+            sum((rebuilt[m][name] - layers[m][name]).square().sum() for name in LAYER_AXES)
+            / sum(layers[m][name].square().sum() for name in LAYER_AXES)
+        )
+        for m in layers
+    }

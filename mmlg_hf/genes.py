@@ -1,0 +1,65 @@
+"""Loading genes: by Hub id, folder or bundled name, wholly or one side of them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoints import bundled_learngenes, load_processor, locate_learngene
+from .configuration_learngene import LearngeneConfig
+from .errors import LearngeneError
+from .gene_files import check_folder, read_dtype
+from .hub import check_subfolder, fetch_learngene
+from .modeling_learngene import LearngeneForImageClassification, LearngeneMixin, LearngeneModel
+
+__all__ = ["bundled_learngenes", "load_learngene", "load_processor", "locate_learngene"]
+
+_HUB_KEYWORDS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+
+
+def load_learngene(
+    learngene: str | os.PathLike | LearngeneMixin,
+    *,
+    modality: str | None = None,
+    dtype: torch.dtype | str | None = torch.float32,
+    torch_dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+    **hub_kwargs: Any,
+) -> LearngeneMixin:
+    """Load a gene of either kind, with its processor when one is stored with it.
+
+    Args:
+        learngene: a Hub id, a folder, a bundled name, or a gene in memory, which is returned as it is.
+        modality: "image" or "text" fetches and loads only what descendants of that modality are made from.
+        dtype: of the weights, from torch or by name; "auto" and None keep the stored one.
+        torch_dtype: transformers' older name for `dtype`.
+        device_map: as for transformers' `from_pretrained`; None loads to the CPU.
+        hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`.
+
+    Raises:
+        LearngeneError: see `LearngeneModel.from_pretrained`.
+    """
+    dtype = read_dtype(torch_dtype) if torch_dtype is not None else read_dtype(dtype) or "auto"
+    unknown = sorted(set(hub_kwargs) - set(_HUB_KEYWORDS))
+    if unknown:
+        raise LearngeneError(f"load_learngene takes {', '.join(_HUB_KEYWORDS)}, not {', '.join(unknown)}")
+    if isinstance(learngene, LearngeneMixin):
+        return learngene
+    if not isinstance(learngene, (str, os.PathLike)):
+        raise LearngeneError(
+            f"the learngene is a {type(learngene).__name__}: give a Hub id, a folder, a bundled name "
+            f"({', '.join(bundled_learngenes()) or 'none here'}) or a LearngeneModel"
+        )
+    name = locate_learngene(learngene)
+    if os.path.isdir(name):
+        folder = Path(name, check_subfolder(hub_kwargs.get("subfolder") or ""))
+    else:
+        folder, commit = fetch_learngene(name, modality=modality, with_processor=True, **hub_kwargs)
+        # What follows takes this commit's files from the cache: the Hub may have moved on meanwhile.
+        hub_kwargs = {**hub_kwargs, "revision": commit, "local_files_only": True, "force_download": False}
+    check_folder(folder, os.fspath(learngene))
+    config = LearngeneConfig.from_pretrained(folder)
+    cls: Any = LearngeneForImageClassification if config.text_config is None else LearngeneModel
+    placed = {} if device_map is None else {"device_map": device_map}
+    return cls.from_pretrained(learngene, modality=modality, dtype=dtype, **placed, **hub_kwargs)

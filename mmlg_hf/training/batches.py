@@ -1,0 +1,133 @@
+"""A Trainer whose batches are all of one size, of streams too, and whose evaluation leaves training as it was."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import has_length
+
+from ..errors import LearngeneError
+
+
+class WholeBatches(IterableDataset):
+    """The rows of a stream as far as they fill whole batches of all processes.
+
+    accelerate then gives each process its part of every batch. It would fill up an odd last batch by rows of the
+    first, and give a process whole shards of a `datasets` stream, so that one could end before the others.
+    """
+
+    def __init__(self, stream: Any, rows: int):
+        self.stream, self.rows = stream, rows
+
+    def __iter__(self) -> Iterator[Any]:
+        batch = []
+        for row in self.stream:
+            batch.append(row)
+            if len(batch) == self.rows:
+                yield from batch
+                batch = []
+
+    def __len__(self) -> int:
+        return len(self.stream) // self.rows * self.rows
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("set_epoch", "generator"):  # what the epochs of streams are shuffled by
+            raise AttributeError(name)
+        return getattr(self.stream, name)
+
+
+def too_few(told: str, purpose: str, batch_size: int, batches: int = 1) -> LearngeneError:
+    """The error of data that fill no batch (or no update of several batches): `told` is "5 rows, fewer" or so."""
+    needed = "one batch" if batches == 1 else f"one update's {batches} batches"
+    return LearngeneError(
+        f"the {purpose} data has {told} than {needed} of {batch_size} on each process: lower the batch size"
+    )
+
+
+def check_rows(dataset: Any, batch_size: int, processes: int, purpose: str) -> None:
+    """Refuse data with fewer rows than one batch of all processes; a stream shows it when it is read."""
+    if has_length(dataset) and len(dataset) < batch_size * processes:
+        raise too_few(f"{len(dataset)} rows, fewer", purpose, batch_size)
+
+
+def check_is_data(dataset: Any, purpose: str) -> None:
+    """Refuse what is no dataset: several splits, a name."""
+    if isinstance(dataset, Mapping):
+        raise LearngeneError(
+            f"the {purpose} data is a {type(dataset).__name__} with the splits {', '.join(map(repr, dataset))}: give "
+            "one of them"
+        )
+    rows = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not isinstance(dataset, str)
+    if not rows and not isinstance(dataset, IterableDataset):
+        told = repr(dataset) if isinstance(dataset, str) else f"a {type(dataset).__name__}"
+        raise LearngeneError(f"the {purpose} data is {told}: give a dataset or a stream, as load_dataset(...) returns")
+
+
+class WholeBatchTrainer(Trainer):
+    """A `Trainer` of losses that compare the rows of a batch, or are means over one.
+
+    - `args.remove_unused_columns` is set to False, since collators need the raw columns, and
+      `args.dataloader_drop_last` to True, since the loss of a smaller batch cannot be compared. Streams, too, give
+      whole batches only, and every process reads the stream itself: a batch need not be of tensors alone.
+    - Data without one complete batch are refused.
+    - Evaluation neither changes nor depends on the random state of training.
+    """
+
+    # The loss is a mean over one batch: the Trainer must divide it by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, model: Any = None, args: Any = None, *others: Any, **kwargs: Any) -> None:
+        args = TrainingArguments("tmp_trainer") if args is None else args  # as the stock Trainer has it
+        args.remove_unused_columns = False
+        args.dataloader_drop_last = True
+        # The first process would send the others parts of its batches, whose texts have different lengths.
+        args.accelerator_config.dispatch_batches = False  # before the accelerator is built from it
+        super().__init__(model, args, *others, **kwargs)
+
+    def contrasts_rows(self) -> bool:
+        """Whether the loss contrasts the rows of a batch with each other, so that one row teaches nothing."""
+        return True
+
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+        """Return the stock dataloader of whole batches; training, evaluation and prediction come by here."""
+        purpose = description.lower()
+        check_is_data(dataset, purpose)
+        processes = 1 if self.accelerator.dataloader_config.split_batches else self.args.world_size
+        rows = batch_size * processes
+        if rows < 2 and self.contrasts_rows():
+            raise LearngeneError(
+                f"a {purpose} batch of one pair has no negatives, so that its loss is 0 whatever the model: set "
+                "the batch size to 2 or more (gradient accumulation adds no negatives)"
+            )
+        if isinstance(dataset, IterableDataset):
+            if self.args.world_size > 1 and getattr(dataset, "_distributed", None) is not None:
+                raise LearngeneError(
+                    f"the {purpose} stream was already split by node: give the whole stream, which the trainer splits"
+                )
+            dataset = WholeBatches(dataset, rows)
+        else:
+            check_rows(dataset, batch_size, processes, purpose)
+        return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any, **kwargs: Any) -> Any:
+        """Return the batches of one update; those that a stream has too few of at its end are left out.
+
+        The stock Trainer would add their gradients to the next epoch's first update.
+        """
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, *args, **kwargs)
+        if len(batches) == num_batches:
+            return batches, count
+        if self.state.global_step == 0:
+            raise too_few("fewer rows", "training", self._train_batch_size, num_batches)
+        return [], count
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the stock loop from the seed of `args`, then put torch's random state back as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.args.seed)
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        if not output.num_samples:  # a stream
+            raise too_few("fewer rows", "evaluation", self.args.eval_batch_size)
+        return output
