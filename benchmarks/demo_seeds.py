@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.fashion import environment
-from mmlg_hf.demo import STARTS, DemoSettings, compare_classifiers, load_digits_for, load_gene
+from mmlg_hf.demo import DemoSettings
+from mmlg_hf.demo.demo import STARTS, compare_classifiers, load_digits_for, load_gene
 from mmlg_hf.demo.report import DemoProgress
 from mmlg_hf.evaluation.loading import quiet
 

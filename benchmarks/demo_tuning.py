@@ -13,9 +13,9 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks.fashion import environment
-from mmlg_hf.demo import (
+from mmlg_hf.demo import DemoSettings
+from mmlg_hf.demo.demo import (
     STARTS,
-    DemoSettings,
     classifier_sizes,
     curve,
     fine_tune_classifier,

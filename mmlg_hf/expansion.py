@@ -173,7 +173,7 @@ def slice_norm_scale(width: int, own_width: int) -> float:
     """Return sqrt(W/w): what a narrower slice's LayerNorms are short of, where its channels hold most of the stream.
 
     A LayerNorm divides by the root mean square of its channels. Leading channels that hold all of the stream's power
-    (see `mmlg_hf.rotation`) have sqrt(W/w) times that of all W, and would come out smaller by as much.
+    (see `mmlg_hf.extraction.rotation`) have sqrt(W/w) times that of all W, and would come out smaller by as much.
     """
     return (own_width / width) ** 0.5
 

@@ -14,8 +14,9 @@ from transformers import BertTokenizer, CLIPModel, TrainingArguments, VisionText
 
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.evaluation import compute_retrieval
-from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator, base_model_of
+from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 from mmlg_hf.training.optimizers import is_decayed
+from mmlg_hf.training.trainer import base_model_of
 
 PROCESSOR = pico_processor()
 # CLIP's text encoder reads one position of every text of this tokenizer, since none holds the token that it looks for.

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from mmlg_hf import LearngeneError
 from mmlg_hf.cli import app
-from mmlg_hf.demo import DemoSettings, classifier_sizes, make_classifier, run_demo
+from mmlg_hf.demo import DemoSettings, run_demo
+from mmlg_hf.demo.demo import classifier_sizes, make_classifier
 from mmlg_hf.demo.digits import DIGITS, digit_splits
 
 SETTINGS = DemoSettings(

@@ -156,7 +156,7 @@ def scale_inside_distributed_training():
     import peft
     from pico import pico_clip
 
-    from mmlg_hf.training import base_model_of
+    from mmlg_hf.training.trainer import base_model_of
 
     model = pico_clip()
     wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))

@@ -81,7 +81,7 @@ def test_what_an_extra_is_for_says_so_before_anything_is_trained(tmp_path):
         "from mmlg_hf.cli import main; sys.argv = ['mmlg', 'demo', '--output-dir', 'out']; main()",
         "from mmlg_hf.clip_moe import diversify",
         "from mmlg_hf.clip_moe import train_router",
-        "from mmlg_hf.digits import digit_splits",
+        "from mmlg_hf.demo.digits import digit_splits",
     ]
     done = run_without_extras(
         f"""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPForImageClassification, CLIPModel, CLIPTextModelWithProjection
 
 from mmlg_hf import from_learngene
-from mmlg_hf.cards import count_parameters
+from mmlg_hf.cards.cards import stored_parameters
 from mmlg_hf.descendants import bundled_learngenes, load_learngene, load_processor, locate_learngene
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.modeling_learngene import LearngeneForImageClassification, LearngeneModel
@@ -415,7 +415,7 @@ def test_a_model_saved_over_another_leaves_none_of_its_weight_files(gene, tmp_pa
     for model in models:
         model.save_pretrained(tmp_path)
         assert same_weights(type(model).from_pretrained(tmp_path), model)
-        assert count_parameters(tmp_path) == model.num_parameters()
+        assert stored_parameters(tmp_path) == model.num_parameters()
         names = {path.name for path in tmp_path.glob("*.safetensors*")}
         assert names in ({"model.safetensors"}, {INDEX, *(f"model-{part}.safetensors" for part in PARTS)})
     gene.save_pretrained(tmp_path, max_shard_size="20KB")
@@ -428,7 +428,7 @@ def test_a_stock_save_over_a_gene_is_counted_by_what_loads(gene, folder):
         None, config=(grown := gene.descendant(1, 8)).config, state_dict=grown.state_dict()
     )
     small.save_pretrained(folder)  # leaves the gene's parts, as stock code knows nothing of them
-    assert count_parameters(folder) == small.num_parameters()
+    assert stored_parameters(folder) == small.num_parameters()
 
 
 # --- the processor beside a gene -------------------------------------------------------------------------------------

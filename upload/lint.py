@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from mmlg_hf.cards import HUB_ID, PIPELINE_TAGS, count_parameters
+from mmlg_hf.cards import HUB_ID
+from mmlg_hf.cards.cards import PIPELINE_TAGS, stored_parameters
 from mmlg_hf.cards.results import PLOT_FILE, RESULTS_FILE, read_results
 from mmlg_hf.errors import LearngeneError
 
@@ -186,7 +187,7 @@ def _numbers(value: Any) -> Iterable[float]:
 
 
 def _parameter_count(weights: Path) -> list[float]:
-    return [count_parameters(weights)] if any(weights.glob("*.safetensors")) else []
+    return [stored_parameters(weights)] if any(weights.glob("*.safetensors")) else []
 
 
 def _is_among(number: str, values: Iterable[float]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmlg_hf.cards import count_parameters
+from mmlg_hf.cards.cards import stored_parameters
 from mmlg_hf.cards.results import PLOT_FILE, RESULTS_FILE, figure_title, format_figure
 
 from .manifest import Artifact, Manifest
@@ -66,7 +66,7 @@ def _row(artifact: Artifact, manifest: Manifest, staged: Path) -> dict[str, Any]
     return {
         "name": artifact.name,
         "kind": artifact.kind,
-        "parameters": f"{count_parameters(staged) / 1e6:.2f} M",
+        "parameters": f"{stored_parameters(staged) / 1e6:.2f} M",
         "megabytes": f"{weights / 1e6:.1f}",
         "figures": measured,
         "link": f"https://huggingface.co/{manifest.namespace}/{artifact.name}",

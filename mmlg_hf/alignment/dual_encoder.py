@@ -26,9 +26,9 @@ from ..errors import LearngeneError
 from ..training.losses import contrastive_loss
 from .encoders import choose_dtype, encoder_class
 from .pooling import check_pooling, pad_to_one_length, pool_image, pool_text
-from .recipes import add_trained_modules, mark_trainable, parts_of
-from .report import count_parameters, trainable_table
-from .saving import complete_weights, frozen_names, read_weights
+from .recipes import add_trained_modules, frozen_names, mark_trainable, parts_of
+from .report import count_trainable, trainable_table
+from .saving import complete_weights, read_weights
 
 # LilT clamps its temperature to [0.001, 0.5]; the logit scale is ln(1 / temperature).
 MIN_LOGIT_SCALE, MAX_LOGIT_SCALE = log(1 / 0.5), log(1 / 0.001)
@@ -208,7 +208,7 @@ class DualEncoderModel(VisionTextDualEncoderModel):
 
         A LayerNorm under peft's LayerNorm tuning counts once, though its original is kept beside the trained copy.
         """
-        return count_parameters(self)["all"]
+        return count_trainable(self)["all"]
 
     def print_trainable_parameters(self) -> None:
         """Print a table of trainable and of all parameters, for each encoder, the projections and the whole."""

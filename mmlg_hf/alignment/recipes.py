@@ -91,6 +91,15 @@ def trained_names(model: "DualEncoderModel") -> set[str]:
     return {name for name, _ in model.named_parameters() if _is_trained(name, parts, norms)}
 
 
+def frozen_names(model: "DualEncoderModel") -> set[str]:
+    """Names of the parameters that neither the recipe trains nor the user has unfrozen.
+
+    Judged by the recipe too, so that a model frozen for inference is still saved with all it learnt.
+    """
+    trained = trained_names(model)
+    return {name for name, value in model.named_parameters() if not value.requires_grad and name not in trained}
+
+
 def _is_trained(name: str, parts: frozenset[str], norms: tuple[str, ...]) -> bool:
     if "full" in parts or name.startswith(_HEADS) or any(_INJECTED.get(part, "\0") in name for part in parts):
         return True

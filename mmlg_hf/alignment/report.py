@@ -13,7 +13,7 @@ _PARTS = {
 }
 
 
-def count_parameters(model: "nn.Module") -> dict[str, tuple[int, int]]:
+def count_trainable(model: "nn.Module") -> dict[str, tuple[int, int]]:
     """Count (trainable, all) parameters of each encoder, of the projections with the temperature, and of the whole.
 
     A LayerNorm that peft's LayerNorm tuning keeps twice, as original and as trained copy, is counted once.
@@ -35,14 +35,14 @@ def count_parameters(model: "nn.Module") -> dict[str, tuple[int, int]]:
 
 
 def trainable_table(model: Any) -> Any:
-    """Return a rich table of `count_parameters`."""
+    """Return a rich table of `count_trainable`."""
     from rich.table import Table
 
     table = Table(title=f"recipe {model.config.recipe}")
     table.add_column("part")
     for title in ("trainable", "parameters", "per cent"):
         table.add_column(title, justify="right")
-    for part, (trainable, total) in count_parameters(model).items():
+    for part, (trainable, total) in count_trainable(model).items():
         table.add_row(
             part,
             f"{trainable:,}",

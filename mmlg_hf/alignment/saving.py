@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from ..checkpoints import read_tensors
@@ -18,17 +18,6 @@ if TYPE_CHECKING:
     from .dual_encoder import DualEncoderConfig, DualEncoderModel
 
 _WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-def frozen_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that neither the recipe trains nor the user has unfrozen.
-
-    Judged by the recipe too, so that a model frozen for inference is still saved with all it learnt.
-    """
-    from .recipes import trained_names
-
-    trained = trained_names(model)
-    return {name for name, value in model.named_parameters() if not value.requires_grad and name not in trained}
 
 
 def read_weights(name: str | os.PathLike, **hub: Any) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ def create_model_card(
 
     Args:
         model_or_folder: the model, or the folder it was saved to.
-        results: measured results, or the JSON file with them, as `mmlg_hf.results.read_results` describes; None
+        results: measured results, or the JSON file with them, as `mmlg_hf.cards.results.read_results` describes; None
             leaves the table and the plot out.
         repo_id: the Hub id the card's snippets load; None takes the folder, or the name the model was loaded by.
         kind: "gene", "descendant", "fine-tuned", "mixture" or "aligned-pair"; None reads it off the config.
@@ -161,10 +161,10 @@ def _read_model(model_or_folder: Any) -> tuple[dict[str, Any], int]:
     folder = Path(model_or_folder)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise LearngeneError(f"{folder} holds no model: it needs a config.json and weights in safetensors files")
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")), count_parameters(folder)
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")), stored_parameters(folder)
 
 
-def count_parameters(folder: str | os.PathLike) -> int:
+def stored_parameters(folder: str | os.PathLike) -> int:
     """The number of parameters of a folder's model, read off the headers of the files that it loads from."""
     from safetensors import safe_open
 

@@ -105,7 +105,7 @@ def format_figure(name: str, figure: Any) -> str:
     return f"{mean * scale:.1f}" + (f" ± {std * scale:.1f}" if seeds > 1 else "")
 
 
-def format_size(key: str, value: float) -> str:
+def _format_cell(key: str, value: float) -> str:
     """One of `SIZES` as the tables show it; parameters in millions."""
     if key == "parameters":
         return f"{value / 1e6:.2f} M"
@@ -124,7 +124,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     lines = [["Model", *(SIZES[key] for key in sizes), *map(figure_title, figures)]]
     lines.append(["---", *["---:"] * (len(sizes) + len(figures))])
     for row in rows:
-        cells = [format_size(key, row[key]) if row.get(key) is not None else "" for key in sizes]
+        cells = [_format_cell(key, row[key]) if row.get(key) is not None else "" for key in sizes]
         measured = row.get("figures", {})
         cells += [format_figure(name, measured[name]) if name in measured else "" for name in figures]
         lines.append([row["name"], *cells])

@@ -17,7 +17,7 @@ from ..training.trainer import ContrastiveTrainer
 from .modeling_clip_moe import CLIPMoEModel
 from .plots import plot_expert_usage
 from .rows import check_rows, describe_rows
-from .upcycling import ENCODERS, model_type_of
+from .upcycling import SIDES, model_type_of
 
 RECORD = "router.json"
 
@@ -66,7 +66,7 @@ class RouterTrainer(ContrastiveTrainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
             masks = {"vision": None, "text": inputs.get("attention_mask")}
-            for encoder in ENCODERS:
+            for encoder in SIDES:
                 logits = getattr(outputs, f"{encoder}_model_output").router_logits
                 if logits:
                     top_k = self.model.config.num_experts_per_tok
@@ -106,7 +106,7 @@ def count_routed_tokens(
 
 def usage_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Take the usage records out of a Trainer's log: `step` and, by encoder, shares [layers][experts]."""
-    names = {f"{encoder}_expert_usage": encoder for encoder in ENCODERS}
+    names = {f"{encoder}_expert_usage": encoder for encoder in SIDES}
     return [
         {"step": record["step"], **{short: record[name] for name, short in names.items() if name in record}}
         for record in log_history

@@ -21,7 +21,7 @@ EXPERT_TENSORS = {
     "fc2.weight": "experts.down_proj",
     "fc2.bias": "experts.down_proj_bias",
 }
-ENCODERS = ("vision", "text")
+SIDES = ("vision", "text")
 # Fields of an encoder's config beside those that the identity leaves out that do not change what its tensors compute:
 # where it comes from, labels, how tensors are drawn, dropped out in training or returned.
 _NOT_COMPUTED = (
@@ -78,7 +78,7 @@ def moe_config(
 ) -> CLIPMoEConfig:
     """Return the configuration of the mixture of `num_experts` copies of a dense CLIP's MLPs; see `upcycle`."""
     parts: dict[str, Any] = {}
-    for encoder, layers in zip(ENCODERS, (vision_layers, text_layers), strict=True):
+    for encoder, layers in zip(SIDES, (vision_layers, text_layers), strict=True):
         part = {key: value for key, value in base.to_dict()[f"{encoder}_config"].items() if key != "model_type"}
         routing = {"num_experts": num_experts, "num_experts_per_tok": num_experts_per_tok}
         parts[f"{encoder}_config"] = part | routing | {"moe_layers": None if layers is None else list(layers)}
@@ -134,7 +134,7 @@ def upcycle(
             f"{num_experts - 1} given): it lies between 1 and {num_experts}"
         )
     dense = load_dense_clip(base)
-    for encoder, layers in zip(ENCODERS, (vision_layers, text_layers), strict=True):
+    for encoder, layers in zip(SIDES, (vision_layers, text_layers), strict=True):
         depth = getattr(dense.config, f"{encoder}_config").num_hidden_layers
         if any(not 0 <= layer < depth for layer in layers or ()):
             raise LearngeneError(f"{encoder}_layers is {list(layers or ())}: the base has layers 0 to {depth - 1}")
@@ -158,7 +158,7 @@ def upcycle(
 def expert_tensors(config: CLIPMoEConfig) -> dict[str, str]:
     """Map the dense name of each MLP tensor that is routed to the name of its stack in the mixture."""
     names = {}
-    for encoder in ENCODERS:
+    for encoder in SIDES:
         encoder_config = getattr(config, f"{encoder}_config")
         for layer in filter(encoder_config.is_moe_layer, range(encoder_config.num_hidden_layers)):
             prefix = f"{encoder}_model.encoder.layers.{layer}.mlp"

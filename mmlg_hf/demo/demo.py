@@ -29,6 +29,7 @@ from transformers import (
     set_seed,
 )
 
+from .. import __version__
 from ..checkpoints import quiet
 from ..data import process_images
 from ..descendants import bundled_learngenes, load_learngene
@@ -37,7 +38,6 @@ from ..evaluation.classification import classification_metrics
 from ..evaluation.dual_encoders import evaluate_zero_shot
 from ..saving import whole_folder, write_json
 from ..training.trainer import ContrastiveTrainer
-from .. import __version__
 from .digits import CAPTION, DIGITS, digit_splits
 from .report import DemoProgress, plot_curves, print_report
 

@@ -59,7 +59,7 @@ class ContrastiveTrainer(WholeBatchTrainer):
     - `args.label_smoothing_factor` smooths the contrastive targets.
     - The logit scale is held at ln 100 or below, as CLIP's was, or in the model's own `logit_scale_range` (lowest and
       highest, None for no bound), unless it is frozen.
-    - Weight decay leaves alone what is no matrix, see `mmlg_hf.optimizers.is_decayed`.
+    - Weight decay leaves alone what is no matrix, see `mmlg_hf.training.optimizers.is_decayed`.
     - `compute_metrics` is given (image_embeds, text_embeds) as predictions: `mmlg_hf.evaluation.compute_retrieval`
       makes recalls and ranks of them. `eval_loss` is always there.
     - Evaluation neither changes nor depends on the random state of training.
@@ -123,7 +123,7 @@ class ContrastiveTrainer(WholeBatchTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Contrast the batch's pairs with those of all processes; see `mmlg_hf.losses.contrastive_loss`."""
+        """Contrast the batch's pairs with those of all processes; see `mmlg_hf.training.losses.contrastive_loss`."""
         outputs = model(**inputs)
         image_embeds = getattr(outputs, "image_embeds", None)
         text_embeds = getattr(outputs, "text_embeds", None)

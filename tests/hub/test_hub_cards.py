@@ -16,7 +16,8 @@ from pico_genes import multimodal_gene
 from pico_zoo import RESULTS, save_pico_gene
 
 from mmlg_hf import LearngeneError, create_model_card
-from mmlg_hf.cards import PIPELINE_TAGS, save_model_card
+from mmlg_hf.cards import save_model_card
+from mmlg_hf.cards.cards import PIPELINE_TAGS
 from mmlg_hf.cards.results import format_figure, read_results, results_table
 from upload.lint import LICENSES, RELATIONS
 
