@@ -74,7 +74,7 @@ def test_the_tokenizer_of_another_model_is_refused(arguments, wrap, place, legac
         "data_collator": {"data_collator": ImageTextCollator(OTHERS), "processing_class": None},
         "bare tokenizer": {"data_collator": ImageTextCollator(PROCESSOR), "processing_class": OTHERS_TOKENIZER},
     }[place]
-    with pytest.raises(LearngeneError, match="ends texts with token None.*another model's tokenizer"):
+    with pytest.raises(LearngeneError, match="another model's tokenizer"):
         trainer_of(wrap(model), arguments(), **given)
 
 

@@ -358,7 +358,8 @@ def test_fewer_rows_than_a_batch_are_refused(tmp_path, kind, stream):
     rows = pico_pairs(5).to_iterable_dataset() if stream else pico_pairs(5)
     ancestor = classifier() if kind == "image" else pico_clip()
     args = arguments(tmp_path, per_device_train_batch_size=32)
-    with pytest.raises(LearngeneError, match="the training data has 5 rows, fewer than one batch of 32"):
+    told = "fewer rows" if stream else "5 rows, fewer"
+    with pytest.raises(LearngeneError, match=f"the training data has {told} than one batch of 32"):
         extract_learngene(ancestor, rows, args, processor=pico_processor())
     assert not list(tmp_path.glob("*.safetensors"))
 
@@ -373,9 +374,9 @@ def test_an_evaluation_split_with_fewer_rows_than_a_batch_is_refused_before_trai
 @pytest.mark.parametrize("loss", ["contrastive_weight", "affinity_weight"])
 def test_a_batch_of_one_pair_is_refused_where_pairs_are_contrasted(tmp_path, loss):
     settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
-    with pytest.raises(LearngeneError, match="one pair .* no negatives .* accumulation adds none"):
+    with pytest.raises(LearngeneError, match="training batch of one pair has no negatives"):
         trainer_of(tmp_path, **settings, **{loss: 1.0}).train()
-    with pytest.raises(LearngeneError, match="the evaluation batch is one pair"):
+    with pytest.raises(LearngeneError, match="evaluation batch of one pair has no negatives"):
         trainer_of(tmp_path, per_device_eval_batch_size=1, **{loss: 1.0}).evaluate()
     trainer_of(tmp_path, **settings).train()  # features are compared row by row
     trainer_of(tmp_path, "image", **settings, **{loss: 1.0}).train()  # an image gene contrasts nothing

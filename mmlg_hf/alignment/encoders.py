@@ -231,14 +231,22 @@ def _is_gene(source: Any) -> bool:
 def _grow(
     record: dict[str, Any], modality: str, replacement: Any, dtype: torch.dtype, **kwargs: Any
 ) -> tuple[PreTrainedModel, str]:
-    from ..descendants import load_learngene
+    from ..genes import bundled_learngenes, load_learngene
 
     known = ("token", "cache_dir", "local_files_only")
     hub = {name: value for name, value in kwargs.items() if name in known}
     if replacement is None and record.get("revision"):
         hub["revision"] = record["revision"]
     wanted = "image" if modality == "vision" else "text"
-    gene: Any = load_learngene(record["name"] if replacement is None else replacement, modality=wanted, **hub)
+    gene: Any = None
+    try:
+        gene = load_learngene(record["name"] if replacement is None else replacement, modality=wanted, **hub)
+    except LearngeneError:
+        # A gene of the zoo comes with this package too, under its bare name; `check_base` sees that it is the same.
+        bare = record["name"].rpartition("/")[2]
+        if replacement is not None or os.path.exists(record["name"]) or bare not in bundled_learngenes():
+            raise
+        gene = load_learngene(bare, modality=wanted)
     # As pairs: one number would mean the gene's wider encoder, which may be the other one.
     depth, width = ((record["grown"].get(name),) * 2 for name in ("depth", "width"))
     return _bare(gene.descendant(depth, width, wanted, dtype=dtype), modality), fingerprint_gene(gene, wanted)
