@@ -1,0 +1,190 @@
+"""Every way to start a small CLIP that the study compares, with one signature: a size in, a model out.
+
+Three kinds: nothing (scratch), a large model at hand (weight selection, TinyCLIP's inheritance), and genes. A gene is
+extracted first, by the settings in `GENES`. "as published" are the rules of the earlier papers: blocks start at random
+and only the gene's own size is trained, by AdamW; the loss is ours, feature distillation, which does better than soft
+labels.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPModel, set_seed
+
+from mmlg_hf import ExtractionArguments, LearngeneModel, extract_learngene
+from mmlg_hf.ancestors import copy_outer_weights, gene_config
+from mmlg_hf.data import process_pairs
+from mmlg_hf.expansion import slice_norm_scale
+from mmlg_hf.extraction_trainers import AncestorCollator, MultimodalExtractionTrainer
+from mmlg_hf.fitting import order_units, stack_layers
+from mmlg_hf.modeling_learngene import StackedParameters
+from mmlg_hf.rotation import rotate_channels
+from mmlg_hf.training import ImageTextCollator
+
+STAGES = 3  # of stage-wise sharing: the ancestor has six layers, SWS has five stages in twelve
+
+WHOLE = 10**6  # a rank no text encoder is as wide as: the token embedding is stored whole
+_AS_PUBLISHED = {
+    "initialisation": "random",
+    "rotate": False,
+    "elastic": False,
+    "num_multimodal_blocks": 0,
+    "muon_learning_rate": None,
+    "token_embedding_rank": WHOLE,
+}
+_PER_ENCODER = {"num_multimodal_blocks": 0, "num_unimodal_blocks": 2}
+GENES: dict[str, dict[str, Any]] = {
+    "MM-LG": {},
+    # TLEG (arXiv 2312.05614) in each encoder: two blocks, W_l = base + (l/L) * slope.
+    "TLEG": _AS_PUBLISHED | {"num_unimodal_blocks": 2},
+    # Linearly Decomposing and Recomposing ViTs (NeurIPS-24): W_l = sum_n T_n(l/L) A_n.
+    "Chebyshev": _AS_PUBLISHED | {"num_unimodal_blocks": 4, "mixing": "chebyshev"},
+    # Stage-wise weight sharing (SWS, IJCAI-24): a block for each stage; see `StageWiseModel`.
+    "SWS": _AS_PUBLISHED | {"num_unimodal_blocks": STAGES, "mixing": "chebyshev"},
+    # Controls with our extraction: the shared block as the base, no shared block, and the shared block alone.
+    "MM-LG, shared base": {"mixing": "linear"},
+    "TLEG, our extraction": _PER_ENCODER,
+    "multimodal block only": {"num_multimodal_blocks": 1, "num_unimodal_blocks": 0},
+}
+
+
+class StageWiseModel(LearngeneModel):
+    """A gene whose layers of one stage are all the same block (SWS): no weighted sum, one block for each stage."""
+
+    def fixed_coefficients(self, depth: int) -> Tensor:
+        stages = self.config.num_unimodal_blocks
+        return F.one_hot(torch.arange(depth) * stages // depth, stages).float()
+
+    def _init_weights(self, module: Any) -> None:
+        super()._init_weights(module)
+        if isinstance(module, StackedParameters) and module.is_norm:
+            nn.init.ones_(module.weight)  # every block is a layer by itself
+
+
+@dataclass
+class Sources:
+    """What the starts draw on: the ancestor, and the genes extracted with one seed."""
+
+    ancestor: CLIPModel
+    turned: CLIPModel  # `turned_ancestor`
+    genes: dict[str, LearngeneModel] = field(default_factory=dict)
+
+    def config(self, depth: int, width: int) -> Any:
+        """The stock config of a descendant, the same for every method."""
+        whole = gene_config(self.ancestor, num_multimodal_blocks=1, num_unimodal_blocks=1, mixing="linear")
+        return whole.descendant_config(depth, width)
+
+
+BUNDLED = "MM-LG, bundled"  # the gene that comes with the package: extracted as MM-LG is, but longer
+BY_MUON = "scratch, by Muon"  # as gene extraction is trained; all others are fine-tuned by AdamW
+
+Start = Callable[[Sources, int, int, int], CLIPModel]
+
+
+def from_scratch(sources: Sources, depth: int, width: int, seed: int) -> CLIPModel:
+    """transformers' own random initialisation."""
+    set_seed(seed)
+    return CLIPModel(sources.config(depth, width))
+
+
+def by_weight_selection(sources: Sources, depth: int, width: int, seed: int) -> CLIPModel:
+    """Evenly spaced indices along every axis, and the first layers (Weight selection, ICLR-24)."""
+    spaced = lambda size, wanted: torch.linspace(0, size - 1, wanted).round().long()  # noqa: E731
+    return _select(sources.ancestor, sources.config(depth, width), lambda layer: layer, spaced)
+
+
+def by_inheritance(sources: Sources, depth: int, width: int, seed: int) -> CLIPModel:
+    """Every (L / depth)-th layer, and leading slices, whole heads (TinyCLIP, ICCV-23)."""
+    return _inherit(sources.ancestor, sources.config(depth, width))
+
+
+def by_rotated_inheritance(sources: Sources, depth: int, width: int, seed: int) -> CLIPModel:
+    """TinyCLIP's inheritance from the ancestor with its channels turned: our rotation without a gene."""
+    model = _inherit(sources.turned, sources.config(depth, width))
+    for name, weight in model.named_parameters():
+        if name.endswith(("layer_norm1.weight", "layer_norm2.weight")):
+            own = sources.turned.get_parameter(f"{name.split('.')[0]}.encoder.layers.0.layer_norm1.weight")
+            weight.data.mul_(slice_norm_scale(len(weight), len(own)))
+    return model
+
+
+@torch.no_grad()
+def turned_ancestor(ancestor: CLIPModel, batches: Iterable[dict[str, Tensor]]) -> CLIPModel:
+    """The ancestor with its channels turned (`mmlg_hf.rotation`) and its strongest heads and neurons first."""
+    turned = rotate_channels(ancestor, batches)
+    for encoder in (turned.vision_model, turned.text_model):
+        head_size = encoder.config.hidden_size // encoder.config.num_attention_heads
+        ordered = order_units(stack_layers(encoder.encoder), head_size)
+        for index, layer in enumerate(encoder.encoder.layers):
+            for name, weight in layer.named_parameters():
+                weight.copy_(ordered[name][index])
+    return turned
+
+
+def _inherit(large: CLIPModel, config: Any) -> CLIPModel:
+    step = large.config.vision_config.num_hidden_layers // config.vision_config.num_hidden_layers
+    return _select(large, config, lambda layer: layer * step, lambda size, wanted: torch.arange(wanted))
+
+
+@torch.no_grad()
+def _select(
+    large: CLIPModel, config: Any, layer_of: Callable[[int], int], indices: Callable[[int, int], Tensor]
+) -> CLIPModel:
+    """Fill a small model from a large one: one rule for layers, one for the indices along an axis."""
+    model, own = CLIPModel(config), dict(large.named_parameters())
+    for name, weight in model.named_parameters():
+        parts = name.split(".")
+        if "layers" in parts:
+            position = parts.index("layers") + 1
+            parts[position] = str(layer_of(int(parts[position])))
+        selected = own[".".join(parts)]
+        for axis, (have, want) in enumerate(zip(selected.shape, weight.shape, strict=True)):
+            if have != want:
+                selected = selected.index_select(axis, indices(have, want))
+        weight.copy_(selected)
+    return model
+
+
+def from_gene(name: str, sources: Sources, depth: int, width: int, seed: int) -> CLIPModel:
+    """The descendant of one of the genes."""
+    return sources.genes[name].descendant(depth, width)
+
+
+STARTS: dict[str, Start] = {
+    "scratch": from_scratch,
+    BY_MUON: from_scratch,
+    "weight selection": by_weight_selection,
+    "TinyCLIP inheritance": by_inheritance,
+    "rotated inheritance": by_rotated_inheritance,
+    **{name: partial(from_gene, name) for name in (*GENES, BUNDLED)},
+}
+
+
+def extract_gene(
+    name: str, ancestor: CLIPModel, rows: Dataset, processor: Any, arguments: dict[str, Any], folder: Path
+) -> LearngeneModel:
+    """Extract one of `GENES`, or load it where the folder holds it already."""
+    cls: Any = StageWiseModel if name == "SWS" else LearngeneModel
+    target = folder / name.replace(" ", "-").replace(",", "")
+    if (target / "config.json").exists():
+        return cls.from_pretrained(target)
+    args = ExtractionArguments(str(target), **(arguments | GENES[name]))
+    if name != "SWS":
+        return extract_learngene(ancestor, rows, args, processor=processor)
+    config = gene_config(ancestor, num_multimodal_blocks=0, num_unimodal_blocks=STAGES, mixing=args.mixing)
+    set_seed(args.seed)
+    gene = cls(config)
+    copy_outer_weights(gene, ancestor)
+    pairs = process_pairs(rows, processor, image_column=args.image_column, text_column=args.text_column)
+    collator = AncestorCollator(ImageTextCollator(processor))
+    trainer = MultimodalExtractionTrainer(gene, args, ancestor=ancestor, data_collator=collator, train_dataset=pairs)
+    trainer.train()
+    trainer.save_model(str(target))
+    return gene.eval()
