@@ -24,7 +24,8 @@ from transformers import (
     set_seed,
 )
 
-from benchmarks.fashion import ID, IMAGE_SIZE, MAX_TOKENS, TITLE, TYPE, processed
+from benchmarks.common.fashion import ID, IMAGE_SIZE, MAX_TOKENS, TITLE, TYPE, processed
+from benchmarks.common.training import Rows, photos, training
 from mmlg_hf.alignment.pooling import pool_text
 from mmlg_hf.data import split_of
 from mmlg_hf.losses import contrastive_loss
@@ -32,22 +33,6 @@ from mmlg_hf.vocabulary import trim_tokenizer
 
 DEPTH, IMAGE_WIDTH, TEXT_WIDTH, HEAD_SIZE, PATCH_SIZE = 3, 192, 128, 32, 16
 TEMPERATURE, LEFT_OUT = 0.05, 0.25  # SimCSE's temperature; the share of tokens that a view leaves out
-
-
-class Columns(torch.utils.data.Dataset):
-    """Photos as `process_pairs` made them, in memory, beside other columns: labels, or another tokenizer's ids."""
-
-    def __init__(self, pairs: Dataset, **columns: list) -> None:
-        batches = pairs.select_columns("pixel_values").iter(512)
-        self.photos = torch.cat([batch["pixel_values"].half() for batch in batches])  # [N, 3, H, W]
-        self.columns = columns
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        columns = {name: values[row] for name, values in self.columns.items()}
-        return {"pixel_values": self.photos[row].float(), **columns}
 
 
 class TitleModel(nn.Module):
@@ -79,7 +64,7 @@ class TitleModel(nn.Module):
 
 
 def make_encoders(
-    splits: DatasetDict, processor: Any, folder: Path, *, steps: int, batch_size: int, seed: int = 0
+    splits: DatasetDict, processor: Any, folder: Path, steps: int, batch_size: int, seed: int = 0
 ) -> dict[str, Any]:
     """Train both encoders and save them with their processors in `folder`/image and `folder`/text.
 
@@ -99,21 +84,25 @@ def make_encoders(
     }
 
 
+def _shape(width: int) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": width // HEAD_SIZE,
+        "hidden_act": "gelu",
+    }
+
+
 def _make_image_encoder(train: Any, rows: list[int], processor: Any, folder: Path, **settings: int) -> dict[str, Any]:
     types = sorted(set(train[TYPE]))
     labels = [types.index(name) for name in train[TYPE]]
     vision = CLIPVisionConfig(
-        hidden_size=IMAGE_WIDTH,
-        intermediate_size=4 * IMAGE_WIDTH,
-        num_hidden_layers=DEPTH,
-        num_attention_heads=IMAGE_WIDTH // HEAD_SIZE,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        hidden_act="gelu",
+        **_shape(IMAGE_WIDTH), image_size=IMAGE_SIZE, patch_size=PATCH_SIZE
     )
     model = CLIPForImageClassification(CLIPConfig(vision_config=vision, num_labels=len(types)))
-    photos = Columns(processed(train, processor), labels=labels)
-    report = _train(model, torch.utils.data.Subset(photos, rows), None, folder, **settings)
+    pairs = Rows(pixel_values=photos(processed(train, processor)), labels=labels)
+    report = _train(model, torch.utils.data.Subset(pairs, rows), None, folder, **settings)
     model.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     return {**report, "task": f"{len(types)} article types", "parameters": model.vision_model.num_parameters()}
@@ -124,14 +113,7 @@ def _make_text_encoder(train: Any, rows: list[int], processor: Any, folder: Path
     tokenizer, _ = trim_tokenizer(processor.tokenizer, titles)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        num_hidden_layers=DEPTH,
-        num_attention_heads=TEXT_WIDTH // HEAD_SIZE,
-        max_position_embeddings=MAX_TOKENS,
-        hidden_act="gelu",
-        **special,
+        **_shape(TEXT_WIDTH), **special, vocab_size=len(tokenizer), max_position_embeddings=MAX_TOKENS
     )
     encoder = CLIPTextModel(config)
 
@@ -152,21 +134,8 @@ def _make_text_encoder(train: Any, rows: list[int], processor: Any, folder: Path
 def _train(
     model: nn.Module, rows: Any, collator: Any, folder: Path, *, steps: int, batch_size: int, seed: int
 ) -> dict:
-    args = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        warmup_steps=steps // 10,
-        lr_scheduler_type="cosine",
-        logging_steps=max(1, steps // 10),
-        save_strategy="no",
-        report_to="none",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        seed=seed,
-    )
+    logged = {"logging_strategy": "steps", "logging_steps": max(1, steps // 10), "remove_unused_columns": False}
+    args = TrainingArguments(**training(folder, steps, batch_size, 1e-3, weight_decay=0.05, seed=seed, **logged))
     started = time.time()
     trainer = Trainer(model, args, train_dataset=rows, data_collator=collator)
     trainer.train()

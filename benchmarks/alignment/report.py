@@ -1,14 +1,15 @@
-"""Tables, plots and verdicts of the alignment study, from its results file.
+"""Page, plots and verdicts of the alignment study, from its results."""
 
-python -m benchmarks.alignment_report benchmarks/results/alignment.json
-"""
-
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from benchmarks.common.pages import fill, panels, spread, table, told
+from benchmarks.common.results import read
+from benchmarks.common.targets import target
 
 FIGURES = {
     "mean_R@1": "R@1",
@@ -19,99 +20,106 @@ FIGURES = {
     "seconds_per_step": "s / step",
     "peak_megabytes": "peak MB",
 }
+DIGITS = {"seconds_per_step": 3, "peak_megabytes": 0}  # all others are shares, told in per cent
+Cells = dict[tuple[str, float], dict[str, np.ndarray]]
 
 
-def collect(results: dict[str, Any]) -> dict[tuple[str, float], dict[str, np.ndarray]]:
-    """Figures of all seeds for each recipe and share of the pairs."""
+def collect(results: dict[str, Any]) -> Cells:
+    """Figures of all seeds for each recipe and share of the pairs; shares in per cent."""
     found: dict[tuple[str, float], dict[str, list]] = {}
-    for run in results["runs"]:
-        if run["kind"] != "run":
+    for key, run in results["runs"].items():
+        if not key.startswith("run/"):
             continue
-        run = {**run, "mean_R@5": (run["image_to_text_R@5"] + run["text_to_image_R@5"]) / 2}
+        more = {
+            "mean_R@5": (run["image_to_text_R@5"] + run["text_to_image_R@5"]) / 2,
+            "trained": run["trainable"] / run["parameters"],
+        }
         cell = found.setdefault((run["recipe"], run["share"]), {})
-        for name in (*FIGURES, "learning_rate"):
-            if name in run:
-                cell.setdefault(name, []).append(run[name])
-        cell.setdefault("trainable_share", []).append(run["trainable"] / run["parameters"])
+        for name, value in (run | more).items():
+            if name in (*FIGURES, "trained"):
+                cell.setdefault(name, []).append(value if name in DIGITS else 100 * value)
+        cell["learning_rate"] = [run["learning_rate"]]
     return {key: {name: np.array(values) for name, values in cell.items()} for key, cell in found.items()}
 
 
-def table(results: dict[str, Any]) -> str:
-    """A Markdown table: mean and standard deviation over seeds for each recipe and share of the pairs."""
-    cells = collect(results)
-    before = results["before"]
-    lines = [
-        f"Probes before alignment: image {before['probe_image']:.3f}, text {before['probe_text']:.3f}.",
-        "",
-        f"| pairs | recipe | trainable | rate | {' | '.join(FIGURES.values())} |",
-        f"|---|---|---|---|{'---|' * len(FIGURES)}",
-    ]
-    for (recipe, share), cell in sorted(cells.items(), key=lambda item: (item[0][1], list(cells).index(item[0]))):
-        values = [_mean_std(cell.get(name), 0 if name == "peak_megabytes" else 3) for name in FIGURES]
-        trainable = f"{100 * cell['trainable_share'][0]:.2f} %"
-        rate = f"{cell['learning_rate'][0]:g}"
-        lines.append(f"| {share:.0%} | {recipe} | {trainable} | {rate} | {' | '.join(values)} |")
-    return "\n".join(lines)
+def recipes_table(cells: Cells) -> str:
+    """Mean and standard deviation over seeds for each recipe and share of the pairs."""
+    recipes, rows = list(dict.fromkeys(recipe for recipe, _ in cells)), []
+    for recipe, share in sorted(cells, key=lambda key: (key[1], recipes.index(key[0]))):
+        cell = cells[recipe, share]
+        values = [told(cell.get(name, ()), DIGITS.get(name, 1)) for name in FIGURES]
+        about = [f"{share:.0%}", recipe, f"{cell['trained'][0]:.2f} %", f"{cell['learning_rate'][0]:g}"]
+        rows.append([*about, *values])
+    return table(["pairs", "recipe", "trainable", "rate", *FIGURES.values()], rows)
 
 
-def _mean_std(values: np.ndarray | None, digits: int) -> str:
-    if values is None:
-        return ""
-    spread = f" ± {_deviation(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{spread}"
+def ratios(cells: Cells, share: float, figure: str) -> dict[str, float]:
+    """What each recipe has at a share of the pairs, as a share of what training everything has."""
+    here = {recipe: cell[figure].mean() for (recipe, at), cell in cells.items() if at == share}
+    return {recipe: value / max(here["full"], 1e-7) for recipe, value in here.items()} if "full" in here else {}
 
 
-def _deviation(values: np.ndarray) -> float:
-    """Standard deviation over seeds; 0 for a single one."""
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+def best_below(cells: Cells, found: dict[str, float], limit: float = 1.0) -> str:
+    """The best recipe among those that train less than so many per cent."""
+    trained = {recipe: cell["trained"][0] for (recipe, _), cell in cells.items()}
+    return max((recipe for recipe in found if trained[recipe] < limit), key=lambda recipe: found[recipe])
 
 
-def verdicts(results: dict[str, Any]) -> list[str]:
+def frugal_above(found: dict[str, float]) -> list[str]:
+    return [name for name in found if name not in ("full", "lit") and found[name] > 1]
+
+
+def verdicts(cells: Cells) -> list[str]:
     """The study's three questions, answered by retrieval and by zero-shot accuracy, as means over seeds."""
-    cells = collect(results)
-    shares = {recipe: float(cell["trainable_share"][0]) for (recipe, _), cell in cells.items()}
-    small = [recipe for recipe in shares if shares[recipe] < 0.01]
-    told = []
+    lines = []
     for share in sorted({share for _, share in cells}):
-        here = {recipe: cells[recipe, share] for recipe in shares if (recipe, share) in cells}
-        if "full" not in here:
-            continue
         for figure in ("mean_R@1", "zero_shot_top1"):
-            # What each recipe has, as a share of what training everything has.
-            ratios = {
-                name: cell[figure].mean() / max(here["full"][figure].mean(), 1e-9) for name, cell in here.items()
-            }
-            parts = [f"lilt ({shares['lilt']:.1%} trained) {ratios['lilt']:.2f}"] if "lilt" in ratios else []
-            if known := [name for name in small if name in ratios]:
-                best = max(known, key=lambda name: ratios[name])
-                parts.append(f"{best}, the best below 1 % trained, {ratios[best]:.2f}")
-            above = [name for name in ratios if name not in ("full", "lit") and ratios[name] > 1]
-            parts.append(f"of the frugal recipes above full: {', '.join(above) or 'none'}")
-            told.append(f"{share:.0%} of the pairs, {FIGURES[figure]} as a share of full's: {'; '.join(parts)}.")
-    return told
+            found = ratios(cells, share, figure)
+            if not {"full", "lilt"} <= set(found):
+                continue
+            best, trained = best_below(cells, found), cells["lilt", share]["trained"][0]
+            parts = [
+                f"lilt ({trained:.1f}% trained) {found['lilt']:.2f}",
+                f"{best}, the best below 1 % trained, {found[best]:.2f}",
+                f"of the frugal recipes above full: {', '.join(frugal_above(found)) or 'none'}",
+            ]
+            lines.append(f"{share:.0%} of the pairs, {FIGURES[figure]} as a share of full's: {'; '.join(parts)}.")
+    return lines
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
-    """R@1 against the share of the pairs, R@1 against the trained share, and what each encoder forgot."""
-    import matplotlib
+def targets(folder: Path) -> list[dict[str, Any]]:
+    cells = collect(read(folder / "alignment.json"))
+    rows = []
+    for figure in ("mean_R@1", "zero_shot_top1"):
+        name, most, least = FIGURES[figure], ratios(cells, 1.0, figure), ratios(cells, 0.01, figure)
+        best, above = best_below(cells, most), frugal_above(least)
+        share = {"share of full's": round(most["lilt"], 2)}
+        rows.append(target(f"lilt at least level with full, all pairs: {name}", share, most["lilt"] >= 1))
+        share = {"share of full's": round(most[best], 2), "recipe": best}
+        asked = f"a recipe that trains below 1 % at 75 % of full, all pairs: {name}"
+        rows.append(target(asked, share, most[best] >= 0.75))
+        asked = f"the frugal recipes ahead of full at 1 % of the pairs: {name}"
+        rows.append(target(asked, {"ahead": ", ".join(above) or "none"}, len(above) == len(least) - 2))
+    return rows
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
+def plots(folder: Path) -> dict[str, Figure]:
+    """R@1 and zero-shot against the share of the pairs, R@1 against the trained share, what each encoder forgot."""
+    results = read(folder / "alignment.json")
     cells = collect(results)
     recipes = list(dict.fromkeys(recipe for recipe, _ in cells))
     shares = sorted({share for _, share in cells})
-    colors = dict(zip(recipes, pyplot.get_cmap("tab10").colors, strict=False))
-    figure, (recall, accuracy, trained, right) = pyplot.subplots(1, 4, figsize=(19, 4.6), constrained_layout=True)
+    colors = dict(zip(recipes, colormaps["tab10"].colors, strict=False))
+    figure, (recall, accuracy, trained, forgotten) = panels(4, 19, 4.6)
     for recipe in recipes:
         known = [share for share in shares if (recipe, share) in cells]
-        percent = [100 * share for share in known]
-        for panel, figure_name in ((recall, "mean_R@1"), (accuracy, "zero_shot_top1")):
-            values = [100 * cells[recipe, share][figure_name] for share in known]
-            means, spreads = [value.mean() for value in values], [_deviation(value) for value in values]
-            panel.errorbar(percent, means, spreads, label=recipe, color=colors[recipe], marker="o", capsize=3)
+        for panel, name in ((recall, "mean_R@1"), (accuracy, "zero_shot_top1")):
+            found = [spread(cells[recipe, share][name]) for share in known]
+            drawn = {"label": recipe, "color": colors[recipe], "marker": "o", "capsize": 3}
+            means, stds = ([values[key] for values in found] for key in ("mean", "std"))
+            panel.errorbar([100 * share for share in known], means, stds, **drawn)
         cell = cells[recipe, known[-1]]
-        trained.scatter(100 * cell["trainable_share"], 100 * cell["mean_R@1"], color=colors[recipe], label=recipe)
+        trained.scatter(cell["trained"], cell["mean_R@1"], color=colors[recipe], label=recipe)
     for panel, name in ((recall, "R@1, mean of both directions, %"), (accuracy, "zero-shot accuracy, %")):
         panel.set(xscale="log", xlabel="training pairs, %", ylabel=name, title=f"{name.split(',')[0]} by data")
     trained.set(xscale="log", xlabel="trained parameters, %", ylabel="R@1, %")
@@ -119,30 +127,28 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for panel in (recall, accuracy, trained):
         panel.xaxis.set_major_formatter("{x:g}")
     recall.legend(fontsize=8)
-    positions = np.arange(len(recipes))
+    known = [recipe for recipe in recipes if "probe_image" in cells.get((recipe, shares[-1]), {})]
     for offset, modality in ((-0.2, "image"), (0.2, "text")):
-        last = [cells.get((recipe, shares[-1]), {}).get(f"probe_{modality}", np.zeros(0)) for recipe in recipes]
-        before = results["before"][f"probe_{modality}"]
-        change = [100 * (value.mean() - before) if len(value) else np.nan for value in last]
-        error = [100 * _deviation(value) for value in last]
-        right.bar(positions + offset, change, 0.4, yerr=error, label=f"{modality} encoder", capsize=2)
-    right.axhline(0, color="black", linewidth=0.8)
-    right.set_xticks(positions, recipes, rotation=45, ha="right")
-    right.set(ylabel="change of the linear probe, points", title="Forgetting")
-    right.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+        found = [spread(cells[recipe, shares[-1]][f"probe_{modality}"]) for recipe in known]
+        change = [values["mean"] - 100 * results["before"][f"probe_{modality}"] for values in found]
+        places, errors = np.arange(len(known)) + offset, [values["std"] for values in found]
+        forgotten.bar(places, change, 0.4, yerr=errors, label=f"{modality} encoder", capsize=2)
+    forgotten.axhline(0, color="black", linewidth=0.8)
+    forgotten.set_xticks(range(len(known)), known, rotation=45, ha="right")
+    forgotten.set(ylabel="change of the linear probe, points", title="Forgetting")
+    forgotten.legend(fontsize=8)
+    return {"alignment": figure}
 
 
-def write_report(path: str | Path) -> None:
-    """Write NAME.md and NAME.png beside the results file, and print the table."""
-    path = Path(path)
-    results = json.loads(path.read_text())
-    text = "\n".join([table(results), "", *(f"- {line}" for line in verdicts(results)), ""])
-    path.with_suffix(".md").write_text(text)
-    plot(results, path.with_suffix(".png"))
-    print(text)
-
-
-if __name__ == "__main__":
-    write_report(sys.argv[1])
+def page(folder: Path) -> str:
+    results = read(folder / "alignment.json")
+    cells = collect(results)
+    return fill(
+        Path(__file__).parent / "page.md",
+        results=results,
+        before={name: f"{100 * value:.1f}" for name, value in results["before"].items()},
+        cells={name: {key: told(cell[key]) for key in ("mean_R@1", "zero_shot_top1")} for name, cell in cells.items()},
+        most=max(share for _, share in cells),
+        recipes=recipes_table(cells),
+        verdicts=verdicts(cells),
+    )

@@ -15,14 +15,15 @@ from the same base and see the same pairs of each seed:
 The learning rates of experts, dense and plain are each the best of three on the validation split, tried at half of the
 length with a seed that is not used again. Measured on the test split: retrieval between photos and titles,
 zero-shot classification of article types and, with --clothing, of ten kinds of clothes; throughput by experts
-implementation. Runs that the work folder holds are not repeated.
+implementation. Runs that the results file holds are not repeated; the models are in the work folder.
 """
 
-import argparse
 import copy
 import json
+import shutil
 import statistics
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPModel, CLIPProcessor, TrainingArguments, set_seed
 
-from benchmarks.clip_moe_report import write_report
-from benchmarks.fashion import HUB_ID, TEMPLATES, TYPE, environment, load_splits, measure, processed
-from benchmarks.files import write_json
+from benchmarks.clip_moe import report
+from benchmarks.common.fashion import TEMPLATES, known_types, load_splits, measure, processed
+from benchmarks.common.options import output_folder, parse, settings_of
+from benchmarks.common.pages import publish
+from benchmarks.common.results import Results
+from benchmarks.common.training import training
 from mmlg_hf import LearngeneModel, from_learngene
 from mmlg_hf.clip_moe import (
     CLIPMoEModel,
@@ -50,7 +54,7 @@ from mmlg_hf.data import load_image_text
 from mmlg_hf.evaluation import evaluate_zero_shot
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 
-SEEDS, TUNING_SEED = (0, 1, 2), 100
+TUNING_SEED = 100
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 TUNING_SHARE = 0.5
 NUM_EXPERTS, TOP_K, NUM_CLUSTERS = 4, 2, 2
@@ -61,16 +65,17 @@ RANKS = (None, 64, 16, 4)
 class Study:
     """The base, the data and the settings that all runs share."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+    def __init__(self, options: Namespace, results: Results) -> None:
+        self.options, self.results = options, results
         self.work = Path(options.work)
         self.work.mkdir(parents=True, exist_ok=True)
         self.base_folder = options.base or str(self._grow_base())
         self.base = CLIPModel.from_pretrained(self.base_folder, dtype=torch.float32)
         self.processor = CLIPProcessor.from_pretrained(self.base_folder)
         splits = load_splits(options.data)
-        self.class_names = sorted(set(splits["train"][TYPE]))
-        self.test = {name: self._test_rows(splits[name]) for name in ("validation", "test")}
+        if options.quick:
+            splits |= {name: splits[name].select(range(200)) for name in ("validation", "test")}
+        self.test = {name: known_types(splits, name) for name in ("validation", "test")}
         self.clothing = load_image_text(options.clothing, "test") if options.clothing else None
         train = splits["train"].select(range(600)) if options.quick else splits["train"]
         self.train_pairs = processed(train, self.processor)
@@ -83,11 +88,6 @@ class Study:
             from_learngene(options.gene, options.depth, options.width).save_pretrained(folder)
             CLIPProcessor.from_pretrained(options.gene).save_pretrained(folder)
         return folder
-
-    def _test_rows(self, split: Any) -> Any:
-        known = set(self.class_names)
-        split = split.select(range(200)) if self.options.quick else split
-        return split.select([row for row, name in enumerate(split[TYPE]) if name in known])
 
     def _flops(self) -> dict[str, float]:
         """Forward FLOPs for one pair, dense and as a mixture (matrix products, counted by torch on a batch of 8)."""
@@ -110,32 +110,27 @@ class Study:
         chosen = np.random.default_rng(seed).permutation(len(self.train_pairs))
         return self.train_pairs.select(chosen[: max(int(share * self.options.pairs), 2)])
 
-    def common(self, folder: Path, seed: int, learning_rate: float) -> dict[str, Any]:
-        """Training arguments that all arms share."""
-        batch_size = self.options.batch_size
-        return {
-            "output_dir": str(folder),
-            "per_device_train_batch_size": batch_size,
-            "per_device_eval_batch_size": 256,
-            "learning_rate": learning_rate,
-            "lr_scheduler_type": "cosine",
-            "warmup_steps": 0.1,
-            "weight_decay": 0.05,
-            "seed": seed,
-            "save_strategy": "no",
-            "logging_steps": 10,
-            "report_to": "none",
-            "disable_tqdm": True,
-        }
+    def common(self, folder: Path, seed: int, rate: float, steps: int = -1) -> dict[str, Any]:
+        """Training arguments that all arms share; -1 steps leaves the length to the epochs."""
+        logged = {"logging_strategy": "steps", "logging_steps": 10}
+        return training(folder, steps, self.options.batch_size, rate, weight_decay=0.05, seed=seed, **logged)
 
     def evaluate(self, model: Any, split: str = "test") -> dict[str, float]:
         """Measure a model on a split of the product photos, and on the clothes."""
-        present = sorted(set(self.test[split][TYPE]))
-        figures = measure(model, self.test[split], self.processor, present)
+        figures = measure(model, self.test[split], self.processor)
         if self.clothing is not None and split == "test":
             clothes = evaluate_zero_shot(model, self.clothing, self.processor, templates=TEMPLATES, batch_size=256)
             figures["clothing_top1"] = clothes["top1"]
         return figures
+
+    def run(self, make: Any, seed: int, name: str, *args: Any) -> dict[str, Any]:
+        """One run, unless the results file holds it: `make(study, seed, *args)` from a seed set anew."""
+
+        def seeded() -> dict[str, Any]:
+            set_seed(seed)
+            return make(self, seed, *args)
+
+        return self.results.run(f"{name}/{seed}", seeded)
 
 
 def make_experts(
@@ -156,21 +151,23 @@ def make_experts(
     return experts, records, study.flops["dense"] * (3 * trained + stages * len(pairs))
 
 
-def train_dense(study: Study, seed: int, learning_rate: float, flops: float, folder: Path, share: float = 1.0) -> Any:
-    """Fine-tune the whole base for a number of FLOPs; return the model and its steps."""
-    steps = max(round(flops / (3 * study.flops["dense"] * study.options.batch_size)), 1)
-    args = TrainingArguments(max_steps=steps, **study.common(folder, seed, learning_rate))
-    model = copy.deepcopy(study.base)
-    ContrastiveTrainer(model, args, study.collator, study.pairs(seed, share)).train()
-    return model.eval(), steps
+def train_control(
+    study: Study, seed: int, arm: str, learning_rate: float, flops: float, folder: Path, share: float = 1.0
+) -> tuple[Any, int]:
+    """Train for a number of FLOPs; return the model and its steps.
 
-
-def train_plain(study: Study, seed: int, learning_rate: float, flops: float, folder: Path, share: float = 1.0) -> Any:
-    """Train copies of the base as experts, and their routers, for a number of FLOPs; return model and steps."""
-    steps = max(round(flops / (3 * study.flops["mixture"] * study.options.batch_size)), 1)
-    model = upcycle(study.base, [study.base] * (NUM_EXPERTS - 1), num_experts_per_tok=TOP_K, seed=seed)
-    args = RouterArguments(train_experts=True, max_steps=steps, **study.common(folder, seed, learning_rate))
-    return train_router(model, study.pairs(seed, share), args, data_collator=study.collator), steps
+    "dense" fine-tunes the whole base, "plain" copies of the base as experts, and their routers.
+    """
+    each = study.flops["dense" if arm == "dense" else "mixture"]
+    steps = max(round(flops / (3 * each * study.options.batch_size)), 1)
+    arguments, pairs = study.common(folder, seed, learning_rate, steps), study.pairs(seed, share)
+    if arm == "dense":
+        model = copy.deepcopy(study.base)
+        ContrastiveTrainer(model, TrainingArguments(**arguments), study.collator, pairs).train()
+        return model.eval(), steps
+    mixture = upcycle(study.base, [study.base] * (NUM_EXPERTS - 1), num_experts_per_tok=TOP_K, seed=seed)
+    args = RouterArguments(train_experts=True, **arguments)
+    return train_router(mixture, pairs, args, data_collator=study.collator), steps
 
 
 def run_base(study: Study, seed: int) -> dict[str, Any]:
@@ -210,11 +207,10 @@ def run_moe(study: Study, seed: int) -> dict[str, Any]:
 
 def run_control(study: Study, seed: int, arm: str) -> dict[str, Any]:
     """One of the two controls, for as many FLOPs as CLIP-MoE took with this seed."""
-    flops = once(study, "moe", seed, run_moe)["flops"]
+    flops = study.run(run_moe, seed, "moe")["flops"]
     rate = tuned_rate(study, arm)
     started = time.time()
-    train = {"dense": train_dense, "plain": train_plain}[arm]
-    model, steps = train(study, seed, rate, flops, study.work / f"{arm}-{seed}")
+    model, steps = train_control(study, seed, arm, rate, flops, study.work / f"{arm}-{seed}")
     seconds = time.time() - started
     return {
         "figures": study.evaluate(model),
@@ -226,27 +222,25 @@ def run_control(study: Study, seed: int, arm: str) -> dict[str, Any]:
     }
 
 
+def try_rate(study: Study, seed: int, arm: str, rate: float) -> dict[str, Any]:
+    """Half of the length at one rate, measured on the validation split."""
+    folder = study.work / f"tuning-{arm}-{rate:g}"
+    if arm == "experts":
+        experts, _, _ = make_experts(study, seed, rate, folder, TUNING_SHARE, stages=1)
+        model: Any = CLIPModel.from_pretrained(experts[0])
+    else:
+        epoch = study.options.pairs * TUNING_SHARE * study.flops["dense"]
+        flops = (NUM_EXPERTS - 1) * epoch * (3 * study.options.epochs + 1)
+        model, _ = train_control(study, seed, arm, rate, flops, folder, TUNING_SHARE)
+    return {"figures": study.evaluate(model, "validation"), "learning_rate": rate}
+
+
 def tuned_rate(study: Study, arm: str) -> float:
     """The learning rate with the best mean R@1 on the validation split, after half of the length."""
     if study.options.quick:
         return LEARNING_RATES[1]
-    epoch = study.options.pairs * TUNING_SHARE * study.flops["dense"]
-    flops = (NUM_EXPERTS - 1) * epoch * (3 * study.options.epochs + 1)
-    scores = {}
-    for rate in LEARNING_RATES:
-
-        def try_rate(study: Study, seed: int, rate: float = rate) -> dict[str, Any]:
-            folder = study.work / f"tuning-{arm}-{rate:g}"
-            if arm == "experts":
-                experts, _, _ = make_experts(study, seed, rate, folder, TUNING_SHARE, stages=1)
-                model: Any = CLIPModel.from_pretrained(experts[0])
-            else:
-                train = {"dense": train_dense, "plain": train_plain}[arm]
-                model, _ = train(study, seed, rate, flops, folder, TUNING_SHARE)
-            return {"figures": study.evaluate(model, "validation"), "learning_rate": rate}
-
-        scores[rate] = once(study, f"tuning-{arm}-{rate:g}", TUNING_SEED, try_rate)["figures"]["mean_R@1"]
-    return max(scores, key=lambda rate: scores[rate])
+    tried = {r: study.run(try_rate, TUNING_SEED, f"tuning/{arm}/{r:g}", arm, r) for r in LEARNING_RATES}
+    return max(tried, key=lambda rate: tried[rate]["figures"]["mean_R@1"])
 
 
 def run_throughput(study: Study, seed: int) -> dict[str, Any]:
@@ -295,7 +289,7 @@ def random_inputs(study: Study, size: int) -> dict[str, Any]:
 def run_storage(study: Study, seed: int) -> dict[str, Any]:
     """What a mixture takes as a gene plus deltas, and what it can still do, by the rank of the deltas."""
     gene: Any = LearngeneModel.from_pretrained(study.options.gene, dtype=torch.float32)
-    once(study, "moe", seed, run_moe)
+    study.run(run_moe, seed, "moe")
     mixture = CLIPMoEModel.from_pretrained(study.work / f"moe-{seed}" / "mixture")
     rows = []
     for rank in RANKS:
@@ -306,70 +300,48 @@ def run_storage(study: Study, seed: int) -> dict[str, Any]:
     return {"mixture_bytes_float16": rows[0]["bytes"]["mixture"], "rows": rows}
 
 
-def once(study: Study, name: str, seed: int, run: Any) -> dict[str, Any]:
-    """Do a run unless the work folder holds its result."""
-    path = study.work / f"{name}-seed-{seed}.json"
-    if not path.exists():
-        set_seed(seed)
-        result = {"name": name, "seed": seed, **run(study, seed), "environment": environment()}
-        write_json(path, result)
-        figures = result.get("figures", {})
-        told = ", ".join(f"{key} {figures[key]:.4f}" for key in ("mean_R@1", "top1") if key in figures)
-        print(f"{name}, seed {seed}: {told or 'done'}", flush=True)
-    return json.loads(path.read_text())
-
-
-def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Refuse to mix runs of different settings in one work folder."""
-    if path.exists() and json.loads(path.read_text()) != settings:
-        raise SystemExit(f"{path} was written by a study with other settings: give another --work folder")
-    path.write_text(json.dumps(settings, indent=1))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", help="folder of a dense CLIP with its processor")
-    parser.add_argument("--gene", help="folder of the gene that the base grew from; without --base it is grown here")
-    parser.add_argument("--depth", type=int, help="depth of the gene's descendant")
-    parser.add_argument("--width", type=int, help="width of the gene's descendant")
-    parser.add_argument("--data", default=HUB_ID, help="Hub id or folder of the product photos")
-    parser.add_argument("--clothing", help="folder of the ten kinds of clothes; not measured if not given")
-    parser.add_argument("--work", default="runs/clip_moe", help="folder of models and of finished runs")
-    parser.add_argument("--output", default="benchmarks/results", help="folder of the results")
-    parser.add_argument("--pairs", type=int, default=37500, help="training pairs of each seed")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--epochs", type=float, default=1.0, help="passes over the pairs in each expert's stage")
-    parser.add_argument("--router-epochs", type=float, default=0.5, help="passes over the pairs in the router's stage")
-    parser.add_argument("--router-learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--quick", action="store_true", help="a few steps on a few pairs, to see that it runs")
-    options = parser.parse_args()
+    options, parser = parse(
+        __doc__,
+        *("data", "clothing", "output", "seeds", "quick"),
+        base=(str, "folder of a dense CLIP with its processor"),
+        gene=(str, "folder of the gene that the base grew from; without --base it is grown here"),
+        depth=(int, "depth of the gene's descendant"),
+        width=(int, "width of the gene's descendant"),
+        work=("runs/clip_moe", "folder of models"),
+        pairs=(37500, "training pairs of each seed"),
+        batch_size=(64, "pairs a step"),
+        epochs=(1.0, "passes over the pairs in each expert's stage"),
+        router_epochs=(0.5, "passes over the pairs in the router's stage"),
+        router_learning_rate=(1e-3, "peak learning rate of the routers"),
+    )
     if options.base is None and options.gene is None:
         parser.error("give --base or --gene")
     if options.quick:
         options.pairs, options.batch_size, options.seeds = 256, 16, options.seeds[:1]
-
-    settings = {
-        key: value for key, value in vars(options).items() if key not in ("data", "clothing", "work", "output")
-    }
-    study = Study(options)
-    check_settings(study.work / "settings.json", {key: settings[key] for key in settings if key != "seeds"})
-    runs = [once(study, "base", 0, run_base)]
+    experts = {"num_experts": NUM_EXPERTS, "num_experts_per_tok": TOP_K, "clusters": NUM_CLUSTERS}
+    folder = output_folder(options, "clip_moe")
+    left_out = ("data", "clothing", "seeds")
+    results = Results(folder / "results" / "clip_moe.json", settings_of(options, *left_out) | experts)
+    study = Study(options, results)
+    results.save(
+        test_pairs=len(study.test["test"]),
+        gflops_per_pair={name: count / 1e9 for name, count in study.flops.items()},
+    )
+    study.run(run_base, 0, "base")
     for seed in options.seeds:
-        runs.append(once(study, "moe", seed, run_moe))
+        study.run(run_moe, seed, "moe")
         for arm in ("dense", "plain"):
-            runs.append(once(study, arm, seed, lambda study, seed, arm=arm: run_control(study, seed, arm)))
-    results = {
-        "settings": settings | {"num_experts": NUM_EXPERTS, "num_experts_per_tok": TOP_K, "clusters": NUM_CLUSTERS},
-        **environment(),
-        "test_pairs": len(study.test["test"]),
-        "gflops_per_pair": {name: count / 1e9 for name, count in study.flops.items()},
-        "runs": runs,
-        "tuning": [json.loads(path.read_text()) for path in sorted(study.work.glob("tuning-*-seed-*.json"))],
-        "throughput": once(study, "throughput", 0, run_throughput),
-        "storage": once(study, "storage", options.seeds[0], run_storage) if options.gene else None,
-    }
-    write_report(results, Path(options.output), study.work / f"moe-{options.seeds[0]}")
+            study.run(run_control, seed, arm, arm)
+    study.run(run_throughput, 0, "throughput")
+    first = options.seeds[0]
+    if options.gene:
+        study.run(run_storage, first, "storage")
+    pictures = {"clusters": "experts/clusters.png", "usage": "mixture/expert_usage.png"}
+    for name, picture in pictures.items():
+        if (study.work / f"moe-{first}" / picture).exists():
+            shutil.copy(study.work / f"moe-{first}" / picture, folder / "results" / f"{name}.png")
+    publish(folder, report)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Tables and plots of the CLIP-MoE study (`benchmarks.clip_moe`)."""
+"""Page and plots of the CLIP-MoE study, from its results."""
 
-import json
-import shutil
-import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+
+from benchmarks.common.pages import fill, panels, table, told
+from benchmarks.common.results import read
+from benchmarks.common.targets import target
 
 ARMS = {"base": "base", "dense": "dense, same compute", "plain": "plain upcycling", "moe": "CLIP-MoE"}
 COLORS = {"base": "#bbbbbb", "dense": "#4477aa", "plain": "#ccbb44", "moe": "#ee6677"}
@@ -19,133 +21,132 @@ FIGURES = {
 }
 
 
-def values(results: dict[str, Any], arm: str, figure: str) -> list[float]:
-    """The figure of one arm, one value for each seed, in per cent; empty if it was not measured."""
-    runs = [run for run in results["runs"] if run["name"] == arm]
-    return [100 * run["figures"][figure] for run in runs if figure in run["figures"]]
+class Arms:
+    """The runs by arm, and what was measured of all of them."""
+
+    def __init__(self, results: dict[str, Any]) -> None:
+        self.results = results
+        runs = {arm: [run for key, run in results["runs"].items() if key.startswith(f"{arm}/")] for arm in ARMS}
+        self.runs = {arm: found for arm, found in runs.items() if found}
+        self.figures = [name for name in FIGURES if name in self.runs["base"][0]["figures"]]
+
+    def values(self, arm: str, figure: str) -> np.ndarray:
+        """The figure of one arm, one value for each seed, in per cent."""
+        return 100 * np.array([run["figures"][figure] for run in self.runs[arm]])
+
+    def gain(self, arm: str, figure: str) -> float:
+        """CLIP-MoE against another arm, in points."""
+        return float(self.values("moe", figure).mean() - self.values(arm, figure).mean())
+
+    def single(self, name: str) -> dict[str, Any] | None:
+        """The only run of a name, None if there is none."""
+        return next((run for key, run in self.results["runs"].items() if key.startswith(f"{name}/")), None)
 
 
-def arms_of(results: dict[str, Any]) -> dict[str, str]:
-    """The arms that were run, and their titles."""
-    return {arm: title for arm, title in ARMS.items() if any(run["name"] == arm for run in results["runs"])}
-
-
-def write_report(results: dict[str, Any], folder: Path, seed_folder: Path) -> None:
-    """Write clip_moe.json, clip_moe.md and the plots.
-
-    Args:
-        seed_folder: work folder of one seed, whose plots of clusters and of expert usage are taken along.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "clip_moe.json").write_text(json.dumps(results, indent=1) + "\n")
-    (folder / "clip_moe.md").write_text(table(results))
-    plot_arms(results, folder / "clip_moe.png")
-    plot_throughput(results["throughput"], folder / "clip_moe_throughput.png")
-    if results["storage"]:
-        plot_storage(results["storage"], folder / "clip_moe_storage.png")
-    shutil.copy(seed_folder / "experts" / "clusters.png", folder / "clip_moe_clusters.png")
-    shutil.copy(seed_folder / "mixture" / "expert_usage.png", folder / "clip_moe_usage.png")
-    print(table(results))
-
-
-def table(results: dict[str, Any]) -> str:
-    """The arms as a Markdown table: mean and standard deviation over seeds, in per cent."""
-    figures = [name for name in FIGURES if values(results, "base", name)]
-    titles = ["", "parameters", "active", "GFLOPs / pair", "training TFLOPs", *(FIGURES[name] for name in figures)]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for arm, title in arms_of(results).items():
-        runs = [run for run in results["runs"] if run["name"] == arm]
+def arms_table(arms: Arms) -> str:
+    """Mean and standard deviation over seeds, in per cent."""
+    rows = []
+    for arm, runs in arms.runs.items():
         kind = "mixture" if arm in ("plain", "moe") else "dense"
-        cells = [title, *(f"{runs[0]['parameters'][key] / 1e6:.2f} M" for key in ("total", "active"))]
-        cells.append(f"{results['gflops_per_pair'][kind]:.3f}")
-        cells.append(f"{statistics.mean(run['flops'] for run in runs) / 1e12:.2f}")
-        for name in figures:
-            found = values(results, arm, name)
-            spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
-            cells.append(f"{statistics.mean(found):.2f}{spread}")
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", *verdicts(results), "", *throughput_lines(results["throughput"]), *storage_lines(results["storage"])]
-    return "\n".join(lines) + "\n"
+        cells = [ARMS[arm], *(f"{runs[0]['parameters'][key] / 1e6:.2f} M" for key in ("total", "active"))]
+        cells += [f"{arms.results['gflops_per_pair'][kind]:.3f}"]
+        cells += [f"{np.mean([run['flops'] for run in runs]) / 1e12:.2f}"]
+        rows.append([*cells, *(told(arms.values(arm, name), 2) for name in arms.figures)])
+    titles = ["parameters", "active", "GFLOPs / pair", "training TFLOPs", *(FIGURES[name] for name in arms.figures)]
+    return table(["", *titles], rows)
 
 
-def verdicts(results: dict[str, Any]) -> list[str]:
-    """CLIP-MoE against each other arm, in points."""
-    lines = []
-    for arm, title in arms_of(results).items():
-        if arm == "moe":
-            continue
-        told = []
-        for name in FIGURES:
-            if values(results, arm, name):
-                gain = statistics.mean(values(results, "moe", name)) - statistics.mean(values(results, arm, name))
-                told.append(f"{FIGURES[name]} {gain:+.2f}")
-        lines.append(f"- CLIP-MoE against {title}, points: {', '.join(told)}")
-    return lines
+def verdicts(arms: Arms) -> list[str]:
+    return [
+        f"CLIP-MoE against {ARMS[arm]}, points: "
+        + ", ".join(f"{FIGURES[name]} {arms.gain(arm, name):+.2f}" for name in arms.figures)
+        for arm in arms.runs
+        if arm != "moe"
+    ]
 
 
-def throughput_lines(throughput: dict[str, Any]) -> list[str]:
+def targets(folder: Path) -> list[dict[str, Any]]:
+    arms = Arms(read(folder / "clip_moe.json"))
+    return [
+        target(
+            f"CLIP-MoE ahead of {ARMS[arm]}: {FIGURES[name]}",
+            arms.values("moe", name) - arms.values(arm, name),
+            arms.gain(arm, name) > 0,
+        )
+        for arm in ("base", "dense", "plain")
+        for name in ("mean_R@1", "top1")
+    ]
+
+
+def throughput_table(throughput: dict[str, Any]) -> str:
     speeds = throughput["pairs_per_second"]
-    names = list(speeds["forward"])
-    lines = [
-        "Pairs per second, and as a ratio to dense:",
-        "",
-        "| | " + " | ".join(f"{name}, batch {throughput['batch_sizes'][name]}" for name in names) + " |",
-        "|---" * (len(names) + 1) + "|",
-    ]
+    rows = []
     for kind, speed in speeds.items():
-        cells = [f"{speed[name]:.1f} ({speed[name] / speed['dense']:.2f})" for name in names]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    return lines
+        rows.append([kind, *(f"{value:.1f} ({value / speed['dense']:.2f})" for value in speed.values())])
+    return table(["", *(f"{name}, batch {throughput['batch_sizes'][name]}" for name in speeds["forward"])], rows)
 
 
-def storage_lines(storage: dict[str, Any] | None) -> list[str]:
-    if not storage:
-        return []
-    whole = storage["mixture_bytes_float16"]
-    lines = [
-        "",
-        f"Storage (the mixture itself takes {whole / 1e6:.2f} MB in float16):",
-        "",
-        "| rank of the deltas | gene MB | deltas MB | together, share of the mixture | mean R@1 |",
-        "|---|---|---|---|---|",
-    ]
+def storage_table(storage: dict[str, Any]) -> str:
+    rows = []
     for row in storage["rows"]:
         gene, deltas = row["bytes"]["gene"], row["bytes"]["deltas"]
-        cells = [str(row["rank"] or "full"), f"{gene / 1e6:.2f}", f"{deltas / 1e6:.2f}"]
-        cells += [f"{(gene + deltas) / whole:.1%}", f"{100 * row['figures']['mean_R@1']:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        share = f"{(gene + deltas) / storage['mixture_bytes_float16']:.1%}"
+        recall = f"{100 * row['figures']['mean_R@1']:.2f}"
+        rows.append([row["rank"] or "full", f"{gene / 1e6:.2f}", f"{deltas / 1e6:.2f}", share, recall])
+    return table(["rank of the deltas", "gene MB", "deltas MB", "together, share of the mixture", "mean R@1"], rows)
 
 
-def plot_arms(results: dict[str, Any], path: Path) -> None:
+def page(folder: Path) -> str:
+    results = read(folder / "clip_moe.json")
+    arms = Arms(results)
+    storage = arms.single("storage")
+    return fill(
+        Path(__file__).parent / "page.md",
+        results=results,
+        settings=results["settings"],
+        seeds=len(arms.runs["moe"]),
+        recall={arm: told(arms.values(arm, "mean_R@1"), 2) for arm in arms.runs},
+        arms=arms_table(arms),
+        verdicts=verdicts(arms),
+        throughput=throughput_table(arms.single("throughput")),
+        storage=storage and storage_table(storage),
+        mixture=storage and f"{storage['mixture_bytes_float16'] / 1e6:.2f}",
+    )
+
+
+def plots(folder: Path) -> dict[str, Figure]:
+    """All but those that training itself draws: the clusters, and the experts' usage."""
+    arms = Arms(read(folder / "clip_moe.json"))
+    drawn = {"arms": plot_arms(arms), "throughput": plot_throughput(arms.single("throughput"))}
+    storage = arms.single("storage")
+    return drawn | ({"storage": plot_storage(storage)} if storage else {})
+
+
+def plot_arms(arms: Arms) -> Figure:
     """One panel for each figure: the mean of each arm, and a dot for each seed."""
-    arms = arms_of(results)
-    figures = [name for name in FIGURES if values(results, "base", name)]
-    figure = Figure(figsize=(3.1 * len(figures), 3.8), layout="constrained")
-    for panel, name in zip(figure.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
-        for place, arm in enumerate(arms):
-            found = values(results, arm, name)
-            panel.bar(place, statistics.mean(found), color=COLORS[arm], width=0.75)
-            panel.plot([place] * len(found), found, "o", color="black", markersize=3.5)
-        lowest = min(min(values(results, arm, name)) for arm in arms)
-        highest = max(max(values(results, arm, name)) for arm in arms)
-        margin = max(highest - lowest, 0.5)
-        panel.set_ylim(max(0.0, lowest - margin), highest + 0.4 * margin)
+    figure, drawn = panels(len(arms.figures), 3.1 * len(arms.figures), 3.8)
+    for panel, name in zip(drawn, arms.figures, strict=True):
+        found = {arm: arms.values(arm, name) for arm in arms.runs}
+        for place, (arm, values) in enumerate(found.items()):
+            panel.bar(place, values.mean(), color=COLORS[arm], width=0.75)
+            panel.plot([place] * len(values), values, "o", color="black", markersize=3.5)
+        every = np.concatenate(list(found.values()))
+        margin = max(every.max() - every.min(), 0.5)
+        panel.set_ylim(max(0.0, every.min() - margin), every.max() + 0.4 * margin)
         panel.set_title(FIGURES[name], fontsize=10)
-        panel.set_xticks(range(len(arms)), arms.values(), rotation=30, ha="right", fontsize=8)
-    figure.axes[0].set_ylabel("per cent (axis cut; dots are seeds)")
-    figure.savefig(path, dpi=120)
+        panel.set_xticks(range(len(found)), [ARMS[arm] for arm in found], rotation=30, ha="right", fontsize=8)
+    drawn[0].set_ylabel("per cent (axis cut; dots are seeds)")
+    return figure
 
 
-def plot_throughput(throughput: dict[str, Any], path: Path) -> None:
+def plot_throughput(throughput: dict[str, Any]) -> Figure:
     """Throughput relative to the dense base, forward and training."""
     speeds = throughput["pairs_per_second"]
     names = [name for name in speeds["forward"] if name != "dense"]
-    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
-    panel = figure.subplots()
+    figure, (panel,) = panels(1, 5.2, 3.4)
     for shift, (kind, speed) in zip((-0.2, 0.2), speeds.items(), strict=True):
         ratios = [speed[name] / speed["dense"] for name in names]
-        bars = panel.bar([place + shift for place in range(len(names))], ratios, width=0.38, label=kind)
+        bars = panel.bar(np.arange(len(names)) + shift, ratios, width=0.38, label=kind)
         panel.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], fontsize=8)
     panel.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
     labels = [f"{name}\nbatch {throughput['batch_sizes'][name]}" for name in names]
@@ -153,13 +154,12 @@ def plot_throughput(throughput: dict[str, Any], path: Path) -> None:
     panel.set_ylabel("pairs per second, dense = 1")
     panel.set_title(f"mixture against its dense base at batch {throughput['batch_sizes']['dense']}", fontsize=10)
     panel.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
-def plot_storage(storage: dict[str, Any], path: Path) -> None:
+def plot_storage(storage: dict[str, Any]) -> Figure:
     """Retrieval against size, by the rank of the deltas."""
-    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
-    panel = figure.subplots()
+    figure, (panel,) = panels(1, 5.2, 3.4)
     sizes = [(row["bytes"]["gene"] + row["bytes"]["deltas"]) / 1e6 for row in storage["rows"]]
     recalls = [100 * row["figures"]["mean_R@1"] for row in storage["rows"]]
     panel.plot(sizes, recalls, "o-", color=COLORS["moe"])
@@ -167,8 +167,7 @@ def plot_storage(storage: dict[str, Any], path: Path) -> None:
         label = "whole" if row["rank"] is None else f"rank {row['rank']}"
         height = 8 if place % 2 else -14  # above and below in turns, for points that lie close together
         panel.annotate(label, (size, recall), textcoords="offset points", xytext=(0, height), fontsize=8, ha="center")
-    panel.margins(0.1)
+    panel.margins(0.15)
     panel.axvline(storage["mixture_bytes_float16"] / 1e6, color="black", linewidth=0.8, linestyle="--")
-    panel.set_xlabel("MB of gene and deltas, float16 (dashed: the mixture itself)")
-    panel.set_ylabel("mean R@1, per cent")
-    figure.savefig(path, dpi=120)
+    panel.set(xlabel="MB of gene and deltas, float16 (dashed: the mixture itself)", ylabel="mean R@1, per cent")
+    return figure

@@ -1,6 +1,6 @@
 """A study's page and plots, from its results: tables, figures with their spread, and templates filled in."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,8 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(partial, format="png", metadata={"Software": None})
 
 
-def publish(folder: Path, page: Callable[[Path], str], plots: Callable[[Path], dict[str, Figure]]) -> None:
+def publish(folder: Path, report: Any) -> None:
     """Write README.md and the plots of a study's folder from its results."""
-    for name, figure in plots(folder / "results").items():
+    for name, figure in report.plots(folder / "results").items():
         save(figure, folder / "results" / f"{name}.png")
-    write_text(folder / "README.md", page(folder / "results"))
+    write_text(folder / "README.md", report.page(folder / "results"))
