@@ -156,7 +156,10 @@ class Study:
             image = pool_image(model.vision_model, outputs, model.config.vision_pooling, pixels)
             outputs = model.text_model(input_ids=ids, attention_mask=mask)
             text = pool_text(model.text_model, outputs, model.config.text_pooling, mask)
-            embeds = (F.normalize(model.visual_projection(image), dim=-1), F.normalize(model.text_projection(text), dim=-1))
+            embeds = (
+                F.normalize(model.visual_projection(image), dim=-1),
+                F.normalize(model.text_projection(text), dim=-1),
+            )
             for name, value in zip(found, (image, text, *embeds), strict=True):
                 found[name].append(value.float().cpu())
         return {name: torch.cat(parts) for name, parts in found.items()}

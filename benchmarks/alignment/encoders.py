@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -97,9 +97,7 @@ def _shape(width: int) -> dict[str, Any]:
 def _make_image_encoder(train: Any, rows: list[int], processor: Any, folder: Path, **settings: int) -> dict[str, Any]:
     types = sorted(set(train[TYPE]))
     labels = [types.index(name) for name in train[TYPE]]
-    vision = CLIPVisionConfig(
-        **_shape(IMAGE_WIDTH), image_size=IMAGE_SIZE, patch_size=PATCH_SIZE
-    )
+    vision = CLIPVisionConfig(**_shape(IMAGE_WIDTH), image_size=IMAGE_SIZE, patch_size=PATCH_SIZE)
     model = CLIPForImageClassification(CLIPConfig(vision_config=vision, num_labels=len(types)))
     pairs = Rows(pixel_values=photos(processed(train, processor)), labels=labels)
     report = _train(model, torch.utils.data.Subset(pairs, rows), None, folder, **settings)

@@ -8,7 +8,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from mmlg_hf.writing import write_text, whole_file
+from mmlg_hf.writing import whole_file, write_text
 
 
 def spread(values: Any) -> dict[str, Any]:
@@ -35,7 +35,9 @@ def table(titles: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
 
 def fill(template: Path, **values: Any) -> str:
     """A page from its template; a name that the template has and `values` lacks is an error."""
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string(template.read_text(encoding="utf-8")).render(values)
 
 

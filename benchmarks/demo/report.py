@@ -1,74 +1,83 @@
-"""Choose the demo's learning rates on validation images alone.
+"""Page and plot of the demo's comparison, from its results."""
 
-    python -m benchmarks.demo_tuning [--learngene GENE]
-
-Every size, from the gene and from scratch, is fine-tuned at every learning rate of one grid, with the demo's own steps
-and with a seed that no measurement uses; each takes its own best, so that neither start is held back. Test images are
-not looked at. Resumes after an interruption.
-"""
-
-import argparse
-import json
-from itertools import product
 from pathlib import Path
+from typing import Any
 
-from benchmarks.fashion import environment
-from mmlg_hf.demo import (
-    STARTS,
-    DemoSettings,
-    classifier_sizes,
-    curve,
-    fine_tune_classifier,
-    load_digits_for,
-    load_gene,
-    make_classifier,
-    size_name,
-)
-from mmlg_hf.model_loading import quiet
+import numpy as np
+from matplotlib.figure import Figure
 
-GRID = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
-SEED = 100
+from benchmarks.common.pages import fill, panels, spread, table, told
+from benchmarks.common.results import read
+from mmlg_hf.demo import STARTS
+
+COLORS = {"gene": "C0", "scratch": "C7"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--learngene", help="Hub id, folder or bundled name; the bundled one if left out")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/demo_tuning.json"))
-    options = parser.parse_args()
+def collect(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each size: what it is, and test accuracies and margin in per cent by seed."""
+    found = []
+    for rows in zip(*(run["classifiers"] for run in results["runs"].values()), strict=True):
+        values = {start: 100 * np.array([row[f"accuracy_{start}"] for row in rows]) for start in STARTS}
+        found.append({**rows[0], **values, "margin": values["gene"] - values["scratch"]})
+    return found
 
-    gene = load_gene(options.learngene)
-    runs = json.loads(options.output.read_text())["runs"] if options.output.exists() else []
-    done = {(run["name"], run["start"], run["learning_rate"]) for run in runs}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    settings = DemoSettings()
-    _, tensors = load_digits_for(gene, settings)
-    for (depth, width), start, rate in product(classifier_sizes(gene.config), STARTS, GRID):
-        name = size_name(depth, width)
-        if (name, start, rate) in done:
-            continue
-        model = make_classifier(gene, depth, width, start, SEED)
-        with quiet():
-            trainer = fine_tune_classifier(model, tensors, settings, rate, SEED)
-        accuracy = curve(trainer)["validation_accuracy"][-1]
-        runs.append({"name": name, "start": start, "learning_rate": rate, "validation_accuracy": accuracy})
-        print(runs[-1], flush=True)
-        options.output.write_text(json.dumps({"runs": runs}, indent=2) + "\n")
-    chosen = choose(runs)
-    options.output.write_text(
-        json.dumps({"chosen": chosen, "runs": runs, "seed": SEED, **environment()}, indent=2) + "\n"
+
+def margins_table(sizes: list[dict[str, Any]]) -> str:
+    rows = []
+    for row in sizes:
+        cells = [f"{row['parameters'] / 1e6:.2f} M", *(told(row[start]) for start in STARTS)]
+        margins = [f"{row['margin'].mean():+.1f} ± {spread(row['margin'])['std']:.1f}", f"{row['margin'].min():+.1f}"]
+        rows.append([row["name"], *cells, *margins])
+    return table(["classifier", "parameters", "from the gene", "from scratch", "margin", "least margin"], rows)
+
+
+def tuning_table(tuning: dict[str, Any]) -> str:
+    """Accuracy at every rate; the best of each size and start is chosen, the first of equal ones."""
+    cells: dict[tuple[str, str], dict[float, float]] = {}
+    for key, run in tuning["runs"].items():
+        name, start, _ = key.split("/")
+        cells.setdefault((name, start), {})[run["learning_rate"]] = 100 * run["validation_accuracy"]
+    rates, rows = sorted({rate for found in cells.values() for rate in found}), []
+    for (name, start), found in sorted(
+        cells.items(), key=lambda cell: (STARTS.index(cell[0][1]), list(cells).index(cell[0]))
+    ):
+        chosen = max(found, key=lambda rate: found[rate])
+        rows.append([name, start, *(f"{found[rate]:.1f}" for rate in rates), f"{chosen:g}"])
+    return table(["classifier", "start", *(f"{rate:g}" for rate in rates), "chosen"], rows)
+
+
+def page(folder: Path) -> str:
+    results, tuning = read(folder / "seeds.json"), folder / "tuning.json"
+    sizes = collect(results)
+    return fill(
+        Path(__file__).parent / "page.md",
+        results=results,
+        settings=results["settings"],
+        seeds=len(results["runs"]),
+        least=f"{min(row['margin'].min() for row in sizes):.1f}",
+        margins=margins_table(sizes),
+        tuning=tuning_table(read(tuning)) if tuning.exists() else "Not measured.",
     )
-    print(json.dumps(chosen, indent=2))
 
 
-def choose(runs: list[dict]) -> dict[str, list[float]]:
-    """Take for each start, in the order of the sizes, the learning rate of the best validation accuracy."""
-    best: dict[tuple[str, str], dict] = {}
-    for run in runs:
-        key = (run["start"], run["name"])
-        if key not in best or run["validation_accuracy"] > best[key]["validation_accuracy"]:
-            best[key] = run
-    return {start: [run["learning_rate"] for (s, _), run in best.items() if s == start] for start in STARTS}
-
-
-if __name__ == "__main__":
-    main()
+def plots(folder: Path) -> dict[str, Figure]:
+    results = read(folder / "seeds.json")
+    sizes = collect(results)
+    figure, (panel,) = panels(1, 5.2, 3.4)
+    for offset, start in zip((-0.19, 0.19), STARTS, strict=True):
+        found = [spread(row[start]) for row in sizes]
+        means, stds = ([values[key] for values in found] for key in ("mean", "std"))
+        drawn = {
+            "width": 0.36,
+            "color": COLORS[start],
+            "capsize": 4,
+            "label": f"from {'the ' * (start == 'gene')}{start}",
+        }
+        panel.bar(np.arange(len(sizes)) + offset, means, yerr=stds, **drawn)
+    names = [f"{row['depth']} x {row['width']}\n{row['parameters'] / 1e6:.2f} M" for row in sizes]
+    panel.set_xticks(range(len(sizes)), names)
+    panel.set(ylim=(0, 100), ylabel="test accuracy (%)")
+    title = f"After {sizes[0]['steps']} steps; mean and std of {len(results['runs'])} seeds"
+    panel.set_title(title, fontsize="medium")
+    panel.legend(loc="upper right", fontsize="small")
+    return {"seeds": figure}

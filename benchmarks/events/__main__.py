@@ -1,6 +1,6 @@
 """How many events does a descendant need? Learning curves beside a regression, a forest and networks from scratch.
 
-    python -m benchmarks.event_classification --mg22 mg22_alpha_voxels.npz [--output benchmarks/results]
+    python -m benchmarks.events --mg22 mg22_alpha_voxels.npz
 
 Two questions: simulated events to train on and real-like ones to be tested on (three classes, mean F1), and the
 public 22Mg + alpha voxels (F1 of the reactions). Every method sees the same events in every run. Settings are chosen
@@ -9,13 +9,13 @@ real-like events serve for that and for nothing else. The test events are looked
 over three draws of training events. Runs that the results file holds are not repeated. Some 25 minutes on two cores.
 """
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,18 +26,19 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from transformers import CLIPForImageClassification
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "event_classification"))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "examples" / "event_classification"))
 from fine_tuning import examples, fine_tune, freeze_layers, image_processor, probe_head, scores
 from projections import charge_at, read_events, to_images
 from simulate import CLASSES, REAL_LIKE, SIMULATED, simulate_events
 from tasks import chamber_extent
 
-from benchmarks.event_report import write_report
-from benchmarks.fashion import environment
-from benchmarks.files import write_json
+from benchmarks.common.options import output_folder, parse
+from benchmarks.common.pages import publish
+from benchmarks.common.results import Results
+from benchmarks.events import report
 from mmlg_hf import from_learngene
 
-SIZES, SEEDS, SELECTION_SEED = (50, 200, 800), (0, 1, 2), 100
+SIZES, SELECTION_SEED = [50, 200, 800], 100
 DRAWINGS = (
     {"charge_scale": "sqrt"},
     {"charge_scale": "log", "decades": 2.0},
@@ -49,33 +50,48 @@ IMAGE_SIZE = 48
 class Data:
     """Events of one question: a pool to draw training events from, validation events and named sets to test on."""
 
-    def __init__(self, pool, validation, tests: dict, classes: tuple[str, ...], positive: int | None, drawing: dict):
+    def __init__(
+        self, pool: Any, validation: Any, tests: dict, classes: tuple[str, ...], positive: int | None, drawing: dict
+    ) -> None:
         self.sets = {"pool": pool, "validation": validation, **tests}
         self.tests, self.classes, self.positive, self.drawing = tuple(tests), classes, positive, drawing
-        self._cache: dict = {}
+        self._kept: dict[tuple, Any] = {}
 
     def labels(self, name: str) -> np.ndarray:
         return self.sets[name][1]
+
+    def scores(self, name: str, logits: np.ndarray) -> dict:
+        return scores(logits, self.labels(name), self.classes, self.positive)
 
     def draw(self, size: int, seed: int) -> np.ndarray:
         """The indices in the pool of `size` training events; smaller draws of a seed are part of the larger ones."""
         return np.random.default_rng(seed).permutation(len(self.labels("pool")))[:size]
 
+    def kept(self, what: str, name: str, setting: dict, make: Callable[[], Any], *more: str) -> Any:
+        """What was made of a set with these settings of the drawing, made once."""
+        key = what, name, *(setting[key] for key in ("drawing", "bins", "dark_tracks", *more))
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
     def images(self, name: str, setting: dict) -> np.ndarray:
         """uint8 [N, H, W, 3]; full brightness is measured on the pool."""
-        drawing = self.drawing | DRAWINGS[setting["drawing"]] | {key: setting[key] for key in ("bins", "dark_tracks")}
-        measured = {key: drawing[key] for key in ("planes", "extent", "bins") if key in drawing}
-        key = "images", name, setting["drawing"], setting["bins"], setting["dark_tracks"]
-        if key not in self._cache:
-            full_scale = charge_at(self.sets["pool"][0], **measured)
-            self._cache[key] = to_images(self.sets[name][0], full_scale=full_scale, **drawing)
-        return self._cache[key]
+
+        def make() -> np.ndarray:
+            chosen = {key: setting[key] for key in ("bins", "dark_tracks")}
+            drawing = self.drawing | DRAWINGS[setting["drawing"]] | chosen
+            measured = {key: drawing[key] for key in ("planes", "extent", "bins") if key in drawing}
+            return to_images(self.sets[name][0], full_scale=charge_at(self.sets["pool"][0], **measured), **drawing)
+
+        return self.kept("images", name, setting, make)
+
+    def pixels(self, name: str, setting: dict) -> np.ndarray:
+        """The images as rows of numbers in 0..1."""
+        return self.images(name, setting).reshape(len(self.labels(name)), -1) / np.float32(255)
 
     def examples(self, name: str, setting: dict) -> list[dict]:
-        key = "examples", name, setting["drawing"], setting["bins"], setting["dark_tracks"]
-        if key not in self._cache:
-            self._cache[key] = examples(self.images(name, setting), self.labels(name), image_processor(IMAGE_SIZE))
-        return self._cache[key]
+        make = lambda: examples(self.images(name, setting), self.labels(name), image_processor(IMAGE_SIZE))  # noqa: E731
+        return self.kept("examples", name, setting, make)
 
 
 def transfer_data() -> Data:
@@ -118,77 +134,14 @@ class SmallCNN(nn.Module):
 Predict = Callable[[str], np.ndarray]
 
 
-def fit_sklearn(make: Callable[[dict, int], object]):
-    def fit(data: Data, chosen: np.ndarray, setting: dict, seed: int) -> Predict:
-        flat = lambda name: data.images(name, setting).reshape(len(data.labels(name)), -1) / np.float32(255)  # noqa: E731
-        model = make(setting, seed).fit(flat("pool")[chosen], data.labels("pool")[chosen])
-
-        def predict(name: str) -> np.ndarray:
-            logits = np.full((len(data.labels(name)), len(data.classes)), -np.inf)
-            logits[:, model.classes_] = model.predict_proba(flat(name))
-            return logits
-
-        return predict
-
-    return fit
+Features = Callable[[Data, str, dict], np.ndarray]
 
 
-def logistic(setting: dict, seed: int) -> LogisticRegression:
-    return LogisticRegression(C=setting["strength"], class_weight="balanced", max_iter=500)
-
-
-def forest(setting: dict, seed: int) -> RandomForestClassifier:
-    return RandomForestClassifier(
-        300, max_features=setting["max_features"], class_weight="balanced", random_state=seed
-    )
-
-
-def fit_network(make: Callable[[int, dict], nn.Module], probed: bool = False):
-    def fit(data: Data, chosen: np.ndarray, setting: dict, seed: int) -> Predict:
-        torch.manual_seed(seed)
-        train = [data.examples("pool", setting)[index] for index in chosen]
-        model = make(len(data.classes), setting)
-        if probed:
-            probe_head(model, train, setting["strength"])
-            freeze_layers(model, setting["frozen_layers"])
-        trainer = fine_tune(
-            model,
-            train,
-            data.classes,
-            output_dir=Path("runs") / "event_classification",
-            steps=setting["steps"],
-            learning_rate=setting["learning_rate"],
-            seed=seed,
-            quiet=True,
-        )
-        return lambda name: trainer.predict(data.examples(name, setting)).predictions
-
-    return fit
-
-
-def fit_features(learngene: str):
-    """A logistic regression on a frozen descendant's patch states: their mean, maximum and deviation over patches.
-
-    The classifier of transformers sees the mean alone. A track is a few bright patches among dark ones, so how far the
-    patches reach and spread says more of it than of a photo.
-    """
-
-    @torch.no_grad()
-    def features(data: Data, name: str, setting: dict) -> np.ndarray:
-        key = "features", name, *(setting[what] for what in ("drawing", "bins", "dark_tracks", "depth"))
-        if key not in data._cache:
-            model = from_learngene(learngene, setting["depth"], None, "image", num_labels=len(data.classes)).eval()
-            pixels = [example["pixel_values"] for example in data.examples(name, setting)]
-            batches = [torch.stack(pixels[start : start + 128]) for start in range(0, len(pixels), 128)]
-            states = [model.vision_model(batch).last_hidden_state[:, 1:] for batch in batches]  # [B, patches, D]
-            pooled = [torch.cat([s.mean(dim=1), s.amax(dim=1), s.std(dim=1)], dim=1) for s in states]
-            data._cache[key] = torch.cat(pooled).numpy()
-        return data._cache[key]
+def fit_sklearn(make: Callable[[dict, int], Any], features: Features = Data.pixels) -> Callable:
+    """A classifier of scikit-learn on features [N, D] of a set of events."""
 
     def fit(data: Data, chosen: np.ndarray, setting: dict, seed: int) -> Predict:
-        regression = LogisticRegression(C=setting["strength"], class_weight="balanced", max_iter=1000)
-        model = make_pipeline(StandardScaler(), regression)
-        model.fit(features(data, "pool", setting)[chosen], data.labels("pool")[chosen])
+        model = make(setting, seed).fit(features(data, "pool", setting)[chosen], data.labels("pool")[chosen])
 
         def predict(name: str) -> np.ndarray:
             logits = np.full((len(data.labels(name)), len(data.classes)), -np.inf)
@@ -200,22 +153,62 @@ def fit_features(learngene: str):
     return fit
 
 
-def make_descendant(learngene: str) -> Callable[[int, dict], nn.Module]:
-    def make(classes: int, setting: dict) -> nn.Module:
-        return from_learngene(learngene, setting["depth"], None, "image", num_labels=classes)
-
-    return make
+def logistic(setting: dict, seed: int, steps: int = 500) -> LogisticRegression:
+    return LogisticRegression(C=setting["strength"], class_weight="balanced", max_iter=steps)
 
 
-def make_from_scratch(learngene: str) -> Callable[[int, dict], nn.Module]:
+def scaled_logistic(setting: dict, seed: int) -> Any:
+    return make_pipeline(StandardScaler(), logistic(setting, seed, 1000))
+
+
+def forest(setting: dict, seed: int) -> RandomForestClassifier:
+    features = setting["max_features"]
+    return RandomForestClassifier(300, max_features=features, class_weight="balanced", random_state=seed)
+
+
+@torch.no_grad()
+def patch_statistics(learngene: str, data: Data, name: str, setting: dict) -> np.ndarray:
+    """A frozen descendant's patch states: their mean, maximum and deviation over patches.
+
+    The classifier of transformers sees the mean alone. A track is a few bright patches among dark ones, so how far the
+    patches reach and spread says more of it than of a photo.
+    """
+
+    def make() -> np.ndarray:
+        model = descendant(learngene, len(data.classes), setting).eval()
+        pixels = [example["pixel_values"] for example in data.examples(name, setting)]
+        batches = [torch.stack(pixels[start : start + 128]) for start in range(0, len(pixels), 128)]
+        states = [model.vision_model(batch).last_hidden_state[:, 1:] for batch in batches]  # [B, patches, D]
+        pooled = [torch.cat([s.mean(dim=1), s.amax(dim=1), s.std(dim=1)], dim=1) for s in states]
+        return torch.cat(pooled).numpy()
+
+    return data.kept("features", name, setting, make, "depth")
+
+
+def fit_network(make: Callable[[int, dict], nn.Module], probed: bool = False) -> Callable:
+    def fit(data: Data, chosen: np.ndarray, setting: dict, seed: int) -> Predict:
+        torch.manual_seed(seed)
+        train = [data.examples("pool", setting)[index] for index in chosen]
+        model = make(len(data.classes), setting)
+        if probed:
+            probe_head(model, train, setting["strength"])
+            freeze_layers(model, setting["frozen_layers"])
+        length = {name: setting[name] for name in ("steps", "learning_rate")}
+        trainer = fine_tune(model, train, data.classes, output_dir="runs/events", seed=seed, quiet=True, **length)
+        return lambda name: trainer.predict(data.examples(name, setting)).predictions
+
+    return fit
+
+
+def descendant(learngene: str, classes: int, setting: dict) -> nn.Module:
+    return from_learngene(learngene, setting["depth"], None, "image", num_labels=classes)
+
+
+def from_scratch(learngene: str, classes: int, setting: dict) -> nn.Module:
     """The descendant's own architecture with transformers' random initialisation."""
-
-    def make(classes: int, setting: dict) -> nn.Module:
-        model = CLIPForImageClassification(make_descendant(learngene)(classes, setting).config)
-        model.accepts_loss_kwargs = False
-        return model
-
-    return make
+    model = CLIPForImageClassification(descendant(learngene, classes, setting).config)
+    model.accepts_loss_kwargs = False
+    return model
 
 
 def methods(learngene: str) -> dict:
@@ -226,18 +219,18 @@ def methods(learngene: str) -> dict:
     tunings = [{"learning_rate": rate, "frozen_layers": frozen, "steps": steps} for rate, frozen, steps in TUNINGS]
     return {
         "descendant": (
-            fit_network(make_descendant(learngene), probed=True),
+            fit_network(partial(descendant, learngene), probed=True),
             first | {"depth": 4, "strength": 0.1, "steps": 0, "learning_rate": 0.0, "frozen_layers": 0},
             [*for_networks, ("depth", [6]), ("strength", [0.01, 1.0]), ("tuning", tunings)],
         ),
         # Added once the figures of the others were seen; what it varies was found on events of the pools.
         "descendant, richer pooling": (
-            fit_features(learngene),
+            fit_sklearn(scaled_logistic, partial(patch_statistics, learngene)),
             first | {"depth": 2, "strength": 1.0},
             [("bins", [12]), ("depth", [1, 4]), ("strength", [0.1])],
         ),
         "same model from scratch": (
-            fit_network(make_from_scratch(learngene)),
+            fit_network(partial(from_scratch, learngene)),
             first | {"depth": 4, "steps": 150, "learning_rate": 1e-3},
             [*for_networks, ("learning_rate", [3e-4])],
         ),
@@ -263,13 +256,13 @@ def methods(learngene: str) -> dict:
 TUNINGS = ((3e-4, 0, 60), (3e-4, 2, 60), (3e-4, 0, 150), (1e-3, 0, 150))
 
 
-def choose(fit, data: Data, size: int, setting: dict, varied: list) -> tuple[dict, list]:
+def choose(fit: Any, load: Callable[[], Data], size: int, setting: dict, varied: list) -> dict[str, Any]:
     """Vary one thing after the other and keep what has the best F1 on the validation events; ties keep the earlier."""
+    data = load()
     chosen = data.draw(size, SELECTION_SEED)
 
     def validate(candidate: dict) -> float:
-        logits = fit(data, chosen, candidate, SELECTION_SEED)("validation")
-        return scores(logits, data.labels("validation"), data.classes, data.positive)["f1"]
+        return data.scores("validation", fit(data, chosen, candidate, SELECTION_SEED)("validation"))["f1"]
 
     best = validate(setting)
     tried = [{"setting": setting, "f1": best}]
@@ -283,66 +276,39 @@ def choose(fit, data: Data, size: int, setting: dict, varied: list) -> tuple[dic
             tried.append({"setting": candidate, "f1": f1})
             if f1 > best:
                 setting, best = candidate, f1
-    return setting, tried
+    return {"setting": setting, "tried": tried}
 
 
-def study(data_sets: dict[str, Callable[[], Data]], table: dict, path: Path, sizes: tuple, seeds: tuple) -> dict:
-    """Fill the results file run by run; what it holds already is kept."""
-    results = json.loads(path.read_text()) if path.exists() else {"choices": {}, "runs": {}}
-    before = [name for name in results.get("methods", ()) if name not in table]
-    results |= {"machine": environment(), "sizes": list(sizes), "seeds": list(seeds), "methods": [*before, *table]}
-    for data_name, load in data_sets.items():
-        load = cache(load)
-        for size in sizes:
-            for method, (fit, first, varied) in table.items():
-                cell = f"{data_name}/{method}/{size}"
-                if cell not in results["choices"]:
-                    setting, tried = choose(fit, load(), size, first, varied)
-                    results["choices"][cell] = {"setting": setting, "tried": tried}
-                    write_json(path, results)
-                for seed in seeds:
-                    if f"{cell}/{seed}" in results["runs"]:
-                        continue
-                    results["runs"][f"{cell}/{seed}"] = measure(
-                        fit, load(), size, results["choices"][cell]["setting"], seed
-                    )
-                    write_json(path, results)
-                print(
-                    cell, [round(next(iter(results["runs"][f"{cell}/{s}"]["tests"].values()))["f1"], 3) for s in seeds]
-                )
-    return results
-
-
-def measure(fit, data: Data, size: int, setting: dict, seed: int) -> dict:
+def measure(fit: Any, load: Callable[[], Data], size: int, setting: dict, seed: int) -> dict[str, Any]:
     """One run: trained on one draw, tested once."""
-    started = time.perf_counter()
+    data, started = load(), time.perf_counter()
     predict = fit(data, data.draw(size, seed), setting, seed)
     seconds = round(time.perf_counter() - started, 2)
-    tests = {name: scores(predict(name), data.labels(name), data.classes, data.positive) for name in data.tests}
-    return {"seconds_to_train": seconds, "tests": tests}
+    return {"seconds_to_train": seconds, "tests": {name: data.scores(name, predict(name)) for name in data.tests}}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mg22", help="mg22_alpha_voxels.npz; without it only the simulated transfer is run")
-    parser.add_argument("--learngene", default="mmlg-fashion-48", help="Hub id, folder or bundled name")
-    parser.add_argument("--output", default="benchmarks/results", help="folder of event_classification.json and .png")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of training events")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--methods", nargs="+", help="some of the methods; all when left out")
-    options = parser.parse_args()
-    data_sets = {"simulated to real-like": transfer_data}
+    options, _ = parse(
+        __doc__,
+        *("learngene", "seeds", "output"),
+        mg22=(str, "mg22_alpha_voxels.npz; without it only the simulated transfer is run"),
+        sizes=(SIZES, "numbers of training events"),
+        methods=(list, "some of the methods; all when left out"),
+    )
+    data_sets: dict[str, Callable[[], Data]] = {"simulated to real-like": cache(transfer_data)}
     if options.mg22:
-        data_sets["22Mg + alpha"] = lambda: mg22_data(options.mg22)
+        data_sets["22Mg + alpha"] = cache(partial(mg22_data, options.mg22))
     table = methods(options.learngene)
-    if options.methods:
-        table = {name: table[name] for name in options.methods}
-    folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "event_classification.json"
-    results = study(data_sets, table, path, tuple(options.sizes), tuple(options.seeds))
-    write_report(results, folder)
-    write_json(path, results)
+    folder = output_folder(options, "events")
+    results = Results(folder / "results" / "events.json", {})
+    results.save(sizes=options.sizes, seeds=options.seeds, methods=list(table))
+    for (data_name, load), size, method in product(data_sets.items(), options.sizes, options.methods or table):
+        fit, first, varied = table[method]
+        cell = f"{data_name}/{method}/{size}"
+        setting = results.run(f"chosen/{cell}", choose, fit, load, size, first, varied)["setting"]
+        for seed in options.seeds:
+            results.run(f"run/{cell}/{seed}", measure, fit, load, size, setting, seed)
+    publish(folder, report)
 
 
 if __name__ == "__main__":

@@ -1,87 +1,111 @@
-"""Tables, plots and the verdict of `benchmarks.event_classification`."""
+"""Page, plots and verdicts of the study on events, from its results."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.common.pages import fill, legend_below, panels, spread, table, told
+from benchmarks.common.results import read
+from benchmarks.common.targets import target
+
 OURS = ("descendant", "descendant, richer pooling")
 TARGET_SIZES = (50, 200)
+Scores = dict[tuple[str, str, int], np.ndarray]
 
 
-def summarise(results: dict) -> dict[str, dict]:
-    """ "<data>/<test set>/<method>/<size>" -> mean and standard deviation of F1 over the seeds, and their number."""
-    groups: dict[str, list[float]] = {}
+def collect(results: dict[str, Any]) -> Scores:
+    """F1 in per cent by seed, for each panel (data and test set), method and number of training events."""
+    found: dict[tuple[str, str, int], list[float]] = {}
     for key, run in results["runs"].items():
-        data, method, size, _ = key.split("/")
-        for test, result in run["tests"].items():
-            groups.setdefault(f"{data}/{test}/{method}/{size}", []).append(result["f1"])
+        if key.startswith("run/"):
+            _, data, method, size, _ = key.split("/")
+            for test, result in run["tests"].items():
+                found.setdefault((f"{data}, test set {test}", method, int(size)), []).append(100 * result["f1"])
+    return {key: np.array(values) for key, values in found.items()}
+
+
+def panels_of(scores: Scores) -> list[str]:
+    return list(dict.fromkeys(panel for panel, _, _ in scores))
+
+
+def margins(results: dict[str, Any], scores: Scores) -> dict[tuple[str, int, str], dict[str, float]]:
+    """Points of mean F1 over each baseline, for each data set's first test set, number of events and descendant."""
+    first = {panel.split(",")[0]: panel for panel in reversed(panels_of(scores))}
+    others = [method for method in results["methods"] if method not in OURS]
     return {
-        key: {"mean": float(np.mean(f1)), "std": float(np.std(f1, ddof=1)) if len(f1) > 1 else 0.0, "seeds": len(f1)}
-        for key, f1 in groups.items()
+        (panel, size, ours): {
+            other: float(scores[panel, ours, size].mean() - scores[panel, other, size].mean())
+            for other in others
+            if (panel, other, size) in scores
+        }
+        for panel in reversed(first.values())
+        for size in TARGET_SIZES
+        for ours in OURS
+        if (panel, ours, size) in scores
     }
 
 
-def verdict(summary: dict[str, dict]) -> list[dict]:
-    """For 50 and 200 events and each data set's first test set: does a descendant's mean F1 beat each baseline's?"""
-    lines, seen = [], {}
-    for key, figure in summary.items():
-        data, test, method, size = key.split("/")
-        if seen.setdefault(data, test) != test or method in OURS or int(size) not in TARGET_SIZES:
-            continue
-        for ours in OURS:
-            if f"{data}/{test}/{ours}/{size}" not in summary:
-                continue
-            margin = summary[f"{data}/{test}/{ours}/{size}"]["mean"] - figure["mean"]
-            line = {"data": data, "events": int(size), "method": ours, "baseline": method}
-            lines.append({**line, "margin": margin, "beats": margin > 0})
+def verdicts(results: dict[str, Any], scores: Scores) -> list[str]:
+    lines = []
+    for (panel, size, ours), found in margins(results, scores).items():
+        told_margins = ", ".join(f"{other} {margin:+.1f}" for other, margin in found.items())
+        lines.append(f"{panel.split(',')[0]}, {size} events, {ours} against: {told_margins}")
     return lines
 
 
-def markdown(results: dict, summary: dict[str, dict]) -> str:
-    """One table per test set: methods in rows, numbers of training events in columns, F1 in per cent."""
-    parts = []
-    for panel in dict.fromkeys("/".join(key.split("/")[:2]) for key in summary):
-        parts += [f"\nF1 (%), {panel.replace('/', ', test set ')}\n"]
-        parts += ["| method | " + " | ".join(f"{size} events" for size in results["sizes"]) + " |"]
-        parts += ["|---|" + "---:|" * len(results["sizes"])]
-        for method in results["methods"]:
-            figures = [summary.get(f"{panel}/{method}/{size}") for size in results["sizes"]]
-            cells = [f"{100 * f['mean']:.1f} ± {100 * f['std']:.1f}" if f else "" for f in figures]
-            parts += [f"| {method} | " + " | ".join(cells) + " |"]
-    return "\n".join(parts) + "\n"
+def targets(folder: Path) -> list[dict[str, Any]]:
+    results = read(folder / "events.json")
+    rows = []
+    for (panel, size, ours), found in margins(results, collect(results)).items():
+        nearest = min(found, key=lambda other: found[other])
+        asked = f"{panel.split(',')[0]}, {size} events: {ours} ahead of every baseline"
+        measured = {"least margin": round(found[nearest], 2), "over": nearest}
+        rows.append(target(asked, measured, found[nearest] > 0, "points of mean F1"))
+    return rows
 
 
-def write_report(results: dict, folder: Path) -> None:
-    """Add `summary` and `targets` to the results, print the tables and draw the learning curves to a PNG."""
-    results["summary"] = summary = summarise(results)
-    results["targets"] = verdict(summary)
-    table = markdown(results, summary)
-    (folder / "event_classification.md").write_text(table.lstrip())
-    print(table)
-    for line in results["targets"]:
-        word = "beats" if line["beats"] else "does NOT beat"
-        compared = f"{line['method']} {word} {line['baseline']} ({100 * line['margin']:+.1f} points)"
-        print(f"{line['data']}, {line['events']} events: {compared}")
-    draw_curves(results, summary, folder / "event_classification.png")
+def score_table(results: dict[str, Any], scores: Scores, panel: str) -> str:
+    """Methods in rows, numbers of training events in columns, F1 in per cent."""
+    rows = [[m, *(told(scores.get((panel, m, size), ())) for size in results["sizes"])] for m in results["methods"]]
+    return table(["method", *(f"{size} events" for size in results["sizes"])], rows)
 
 
-def draw_curves(results: dict, summary: dict[str, dict], path: Path) -> None:
+def page(folder: Path) -> str:
+    results = read(folder / "events.json")
+    scores = collect(results)
+    first = panels_of(scores)[0]
+    return fill(
+        Path(__file__).parent / "page.md",
+        results=results,
+        f1={
+            m: {size: told(scores.get((first, m, size), ())) for size in results["sizes"]} for m in results["methods"]
+        },
+        verdicts=verdicts(results, scores),
+        tables={panel: score_table(results, scores, panel) for panel in panels_of(scores)},
+    )
+
+
+def plots(folder: Path) -> dict[str, Figure]:
     """F1 against the number of training events, one panel per test set, bars of one standard deviation."""
-    panels = list(dict.fromkeys("/".join(key.split("/")[:2]) for key in summary))
-    figure = Figure(figsize=(4.2 * len(panels), 3.6), dpi=120, layout="constrained")
-    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for index, method in enumerate(results["methods"]):
-            sizes = [size for size in results["sizes"] if f"{panel}/{method}/{size}" in summary]
-            figures = [summary[f"{panel}/{method}/{size}"] for size in sizes]
+    results = read(folder / "events.json")
+    scores = collect(results)
+    names, methods = panels_of(scores), results["methods"]
+    figure, drawn = panels(len(names), 4.2 * len(names), 4.0)
+    for axis, panel in zip(drawn, names, strict=True):
+        for index, method in enumerate(methods):
+            sizes = [size for size in results["sizes"] if (panel, method, size) in scores]
+            found = [spread(scores[panel, method, size]) for size in sizes]
             # Slightly apart, so that the bars of equal methods do not hide each other.
-            at = [size * 1.03 ** (index - len(results["methods"]) / 2) for size in sizes]
-            means, spreads = [f["mean"] for f in figures], [f["std"] for f in figures]
+            at = [size * 1.03 ** (index - len(methods) / 2) for size in sizes]
+            means, stds = ([values[key] for values in found] for key in ("mean", "std"))
             style = {"linewidth": 2.2, "marker": "o"} if method in OURS else {"linewidth": 1.2, "marker": "."}
-            axis.errorbar(at, means, yerr=spreads, capsize=2, label=method, **style)
-        axis.set(xscale="log", xlabel="training events", ylabel="F1", title=panel.replace("/", "\ntested on "))
+            axis.errorbar(at, means, yerr=stds, capsize=2, label=method, **style)
+        axis.set(
+            xscale="log", xlabel="training events", ylabel="F1 (%)", title=panel.replace(", test set", "\ntested on")
+        )
         axis.set_xticks(results["sizes"], [str(size) for size in results["sizes"]])
         axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize="small")
-    figure.savefig(path, metadata={"Software": None})
+    legend_below(figure, 6)
+    return {"events": figure}

@@ -1,19 +1,22 @@
 """Measure the choices that `ExtractionArguments` has defaults for, on the validation split, in short runs.
 
-    python -m benchmarks.extraction_choices --ancestor runs/ancestor [--data FOLDER] [--steps 80]
+    python -m benchmarks.extraction --ancestor runs/ancestor [--data FOLDER] [--steps 80]
 
 Each choice changes what its name says against the default extraction and nothing else; all runs see the same number of
-pairs. Runs that are done are not repeated. Writes `benchmarks/results/extraction_choices.json`.
+pairs. Runs that the results file holds are not repeated. The page also compares two whole genes, with and without a
+shared block, which `python -m benchmarks.make.gene` measures.
 """
 
-import argparse
-import json
-from pathlib import Path
+from argparse import Namespace
 from typing import Any
 
-from benchmarks.fashion import HUB_ID, environment, load_splits, measure
-from benchmarks.gene import arguments
-from benchmarks.initialisers import WHOLE
+from benchmarks.common.fashion import load_splits, measure
+from benchmarks.common.options import output_folder, parse, settings_of
+from benchmarks.common.pages import publish
+from benchmarks.common.results import Results
+from benchmarks.extraction import report
+from benchmarks.family.starts import WHOLE
+from benchmarks.make.gene import arguments
 from mmlg_hf import extract_learngene
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -49,44 +52,43 @@ CHOICES: dict[str, dict[str, Any]] = {
     },
 }
 SIZES = [(6, 192), (3, 192), (6, 96), (3, 96)]
-RESULTS = Path(__file__).parent / "results" / "extraction_choices.json"
+
+
+def measure_choice(options: Namespace, splits: Any, name: str) -> dict[str, Any]:
+    """Extract with one choice, and measure descendants before any fine-tuning."""
+    # The default weight decay is for long extractions; in one of 80 steps neither does anything.
+    changes = {"weight_decay": 0.05} | CHOICES[name]
+    share = changes.pop("share_of_batch", 1)
+    changes |= {"max_steps": round(options.steps / share)}
+    changes |= {"per_device_train_batch_size": round(options.batch_size * share)}
+    # One folder of ancestor outputs serves all runs: they see the same data and the same ancestor.
+    changes |= {"ancestor_cache_dir": f"{options.work}/ancestor_outputs", "save_strategy": "no"}
+    gene: Any = extract_learngene(options.ancestor, splits["train"], arguments(options.work, **changes))
+    validation = splits["validation"].select(range(options.rows))
+    sizes = [
+        {"depth": depth, "width": width, **measure(gene.descendant(depth, width), validation, gene.processor)}
+        for depth, width in SIZES
+    ]
+    return {"seconds": gene.config.recipe["seconds"], "parameters": gene.num_parameters(), "sizes": sizes}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ancestor", default="runs/ancestor")
-    parser.add_argument("--data", default=HUB_ID)
-    parser.add_argument("--work", default="runs/choices")
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rows", type=int, default=600, help="validation pairs measured on")
-    parser.add_argument("--only", nargs="+", default=list(CHOICES), choices=CHOICES, metavar="CHOICE")
-    options = parser.parse_args()
-
+    options, _ = parse(
+        __doc__,
+        *("data", "output"),
+        ancestor=("runs/ancestor", "folder or Hub id"),
+        work=("runs/choices", "folder of the extractions"),
+        steps=(80, "of each extraction"),
+        batch_size=(32, "pairs a step"),
+        rows=(600, "validation pairs measured on"),
+        only=([*CHOICES], "some of the choices", CHOICES),
+    )
+    folder = output_folder(options, "extraction")
+    results = Results(folder / "results" / "choices.json", settings_of(options, "data", "ancestor", "only"))
     splits = load_splits(options.data)
-    validation = splits["validation"].select(range(options.rows))
-    class_names = sorted(set(validation["articleType"]))
-    done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in options.only:
-        if name in done.get("runs", {}):
-            continue
-        # The default weight decay is for long extractions; in one of 80 steps neither does anything.
-        changes = {"weight_decay": 0.05} | CHOICES[name]
-        share = changes.pop("share_of_batch", 1)
-        changes |= {"max_steps": round(options.steps / share)}
-        changes |= {"per_device_train_batch_size": round(options.batch_size * share)}
-        # One folder of ancestor outputs serves all runs: they see the same data and the same ancestor.
-        changes |= {"ancestor_cache_dir": f"{options.work}/ancestor_outputs", "save_strategy": "no"}
-        gene: Any = extract_learngene(options.ancestor, splits["train"], arguments(options.work, **changes))
-        run = {"seconds": gene.config.recipe["seconds"], "parameters": gene.num_parameters(), "sizes": []}
-        for depth, width in SIZES:
-            figures = measure(gene.descendant(depth, width), validation, gene.processor, class_names)
-            run["sizes"].append({"depth": depth, "width": width, **figures})
-        settings = {key: getattr(options, key) for key in ("steps", "batch_size", "rows")}
-        done = {"settings": settings, **environment(), "runs": {**done.get("runs", {}), name: run}}
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps(done, indent=1) + "\n")
-        print(name, [{k: round(v, 4) for k, v in size.items()} for size in run["sizes"]], flush=True)
+        results.run(name, measure_choice, options, splits, name)
+    publish(folder, report)
 
 
 if __name__ == "__main__":

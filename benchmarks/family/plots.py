@@ -69,9 +69,7 @@ def plot_storage(family: Family) -> Figure:
         for method, style in styles(family.methods).items():
             stored, found = family.stored_megabytes(method) or 0.0, spread(family.mean(method, when, RECALL))
             points.append((stored, found["mean"]))
-            axis.errorbar(
-                *points[-1], yerr=found["std"], fmt="o", color=style["color"], label=method, capsize=3
-            )
+            axis.errorbar(*points[-1], yerr=found["std"], fmt="o", color=style["color"], label=method, capsize=3)
         best, front = -1.0, []
         for stored, value in sorted(points):
             if value > best:

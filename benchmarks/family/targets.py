@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from benchmarks.common.pages import spread
 from benchmarks.common.targets import target
-from benchmarks.family.arrays import Array, Family
+from benchmarks.family.arrays import Family
 from benchmarks.family.cost import family_cost
 from benchmarks.family.starts import BUNDLED, BY_MUON
 
@@ -66,7 +65,9 @@ def lead(family: Family) -> Rows:
     for ours, other in ((SHORT, "TLEG, our extraction"), *((BUNDLED, name) for name in inherited)):
         for name in ("top1", "mean_R@1"):
             margin = family.margin(ours, other, name)
-            rows.append(target(f"2. fine-tuned: {FIGURES[name]} of {ours} ahead of {other}", margin, margin.mean() > 0))
+            rows.append(
+                target(f"2. fine-tuned: {FIGURES[name]} of {ours} ahead of {other}", margin, margin.mean() > 0)
+            )
     return rows
 
 

@@ -1,12 +1,10 @@
 """Train the ancestor CLIP that the bundled gene is extracted from, on product photos.
 
-    python -m benchmarks.ancestor --output runs/ancestor [--data FOLDER] [--tokenizer FOLDER]
+    python -m benchmarks.make.ancestor --output runs/ancestor [--data FOLDER] [--tokenizer FOLDER]
 
 Resumes from the last checkpoint in the output folder. About 40 minutes on two cores.
 """
 
-import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,11 @@ from datasets import Dataset
 from transformers import CLIPConfig, CLIPModel, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from benchmarks.fashion import HUB_ID, IMAGE, IMAGE_SIZE, MAX_TOKENS, TITLE, TOKENIZER_ID, load_splits, make_processor
-from mmlg_hf.data import process_pairs
+from benchmarks.common.fashion import IMAGE_SIZE, MAX_TOKENS, TITLE, load_splits, make_processor, processed
+from benchmarks.common.options import parse
+from benchmarks.common.training import training
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
+from mmlg_hf.writing import write_json
 
 
 def ancestor_config(tokenizer) -> CLIPConfig:
@@ -48,24 +48,14 @@ def train_ancestor(
 
     Returns the model, its trainer and the seconds it took.
     """
-    settings: dict[str, Any] = {
-        "max_steps": steps,
-        "per_device_train_batch_size": batch_size,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.1,
-        "adam_beta2": 0.98,
-        "warmup_steps": steps // 20,
-        "lr_scheduler_type": "cosine",
-        "logging_steps": 25,
-        "save_steps": 100,
-        "save_total_limit": 1,
-        "report_to": "none",
-    }
-    args = TrainingArguments(output, **(settings | changes))
+    settings = training(output, steps, batch_size, 1e-3, weight_decay=0.1, adam_beta2=0.98, disable_tqdm=False)
+    settings |= {"warmup_steps": steps // 20, "logging_strategy": "steps", "logging_steps": 25}
+    settings |= {"save_strategy": "steps", "save_steps": 100, "save_total_limit": 1}
+    args = TrainingArguments(**(settings | changes))
     set_seed(args.seed)
     model = CLIPModel(config)
     collator = ImageTextCollator(processor, pad_to_multiple_of=processor.tokenizer.model_max_length)
-    train = process_pairs(rows, processor, image_column=IMAGE, text_column=text_column)
+    train = processed(rows, processor, text_column)
     trainer = ContrastiveTrainer(model, args, train_dataset=train, data_collator=collator)
     started = time.time()
     trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if Path(output).exists() else None)
@@ -75,30 +65,21 @@ def train_ancestor(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=HUB_ID, help="Hub id or folder of the product photos")
-    parser.add_argument("--tokenizer", default=TOKENIZER_ID, help="Hub id or folder with CLIP's BPE vocabulary")
-    parser.add_argument("--output", default="runs/ancestor")
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--torch-compile", action="store_true", help="needs a C++ compiler; a fifth faster on a CPU")
-    options = parser.parse_args()
-
-    processor = make_processor(options.tokenizer)
-    model, trainer, seconds = train_ancestor(
-        ancestor_config(processor.tokenizer),
-        load_splits(options.data)["train"],
-        processor,
-        options.output,
-        options.steps,
-        options.batch_size,
-        text_column=TITLE,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-        torch_compile=options.torch_compile,
+    options, _ = parse(
+        __doc__,
+        *("data", "tokenizer"),
+        output=("runs/ancestor", "folder of the model and its checkpoints"),
+        steps=(2400, "of training"),
+        batch_size=(128, "pairs a step"),
+        learning_rate=(1e-3, "peak learning rate"),
+        seed=(0, "of weights and order"),
+        torch_compile=(False, "needs a C++ compiler; a fifth faster on a CPU"),
     )
+    processor = make_processor(options.tokenizer)
+    config, rows = ancestor_config(processor.tokenizer), load_splits(options.data)["train"]
+    changes = {name: getattr(options, name) for name in ("learning_rate", "seed", "torch_compile")}
+    length = (options.steps, options.batch_size)
+    model, trainer, seconds = train_ancestor(config, rows, processor, options.output, *length, TITLE, **changes)
     record = {
         **vars(options),
         "train_pairs": len(trainer.train_dataset),
@@ -107,7 +88,7 @@ def main() -> None:
         "torch": torch.__version__,
         "log": trainer.state.log_history,
     }
-    Path(options.output, "training.json").write_text(json.dumps(record, indent=1))
+    write_json(Path(options.output, "training.json"), record)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draw the figure of the README that shows how blocks become layers: `python -m benchmarks.figure_method`."""
+"""Draw the figure of the README that shows how blocks become layers: `python -m benchmarks.make.figure_method`."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
 COLORS = {"M": "#7b5ea7", "V": "#2f7fb8", "T": "#d9822b"}
-OUTPUT = Path(__file__).parent.parent / "docs" / "method.png"
+OUTPUT = Path(__file__).parent.parent.parent / "docs" / "method.png"
 
 
 def box(axes, x, y, width, height, color, text, text_color="white", size=11):
