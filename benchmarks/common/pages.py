@@ -1,6 +1,6 @@
 """A study's page and plots, from its results: tables, figures with their spread, and templates filled in."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,21 @@ def table(titles: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def fill(template: Path, **values: Any) -> str:
-    """A page from its template; a name that the template has and `values` lacks is an error."""
-    environment = Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(template.read_text(encoding="utf-8")).render(values)
+def grid(corner: str, rows: Iterable[Any], columns: Iterable[Any], cell: Callable[[Any, Any], str]) -> str:
+    """A Markdown table of a cell for each row and column."""
+    columns = list(columns)
+    return table([corner, *columns], ([row, *(cell(row, column) for column in columns)] for row in rows))
+
+
+def fill(folder: Path, **values: Any) -> str:
+    """A page from the template `page.md` of a folder; a name that it has and `values` lacks is an error.
+
+    Templates know `told`, `grid` and `table`; `cell` of a grid can be a macro.
+    """
+    settings = {"undefined": StrictUndefined, "keep_trailing_newline": True}
+    environment = Environment(**settings, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((folder / "page.md").read_text(encoding="utf-8"))
+    return template.render(told=told, grid=grid, table=table, **values)
 
 
 def panels(count: int, width: float, height: float, **settings: Any) -> tuple[Figure, list[Any]]:
@@ -49,6 +58,28 @@ def panels(count: int, width: float, height: float, **settings: Any) -> tuple[Fi
         panel.grid(alpha=0.25)
         panel.set_axisbelow(True)
     return figure, drawn
+
+
+def error_bars(panel: Any, at: Iterable[float], values: Iterable[Any], **style: Any) -> None:
+    """Means with bars of one standard deviation over seeds, at each point of the axis; `values` has those of each."""
+    found = [spread(here) for here in values]
+    means, stds = ([here[name] for here in found] for name in ("mean", "std"))
+    panel.errorbar(list(at), means, stds, capsize=3, **style)
+
+
+def bars(panel: Any, names: list[str], groups: dict[str, Iterable[Any]], colors: list[str], **style: Any) -> None:
+    """Groups of bars side by side for each name, with their standard deviation over seeds."""
+    width = 0.76 / len(groups)
+    for index, (label, values) in enumerate(groups.items()):
+        found = [spread(here) for here in values]
+        places = np.arange(len(names)) + width * (index - (len(groups) - 1) / 2)
+        means, stds = ([here[name] for here in found] for name in ("mean", "std"))
+        errors = {"yerr": stds, "capsize": 3} if any(stds) else {}
+        drawn = panel.bar(places, means, 0.95 * width, label=label, color=colors[index], **errors)
+        if style.get("labels"):
+            panel.bar_label(drawn, [style["labels"].format(mean) for mean in means], fontsize=8)
+    panel.set_xticks(range(len(names)), names, fontsize=8)
+    panel.legend(fontsize=8)
 
 
 def legend_below(figure: Figure, columns: int) -> None:

@@ -6,9 +6,12 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -82,3 +85,27 @@ class Results:
         self.found = {"settings": None, **self.found, **about}
         self.found["runs"] = self.found.pop("runs")
         write(self.path, self.found)
+
+
+class Runs:
+    """The runs of a results file by the parts of their keys, such as part, method, size and seed."""
+
+    def __init__(self, results: dict[str, Any]) -> None:
+        self.results, self.settings = results, results["settings"]
+        self.runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for key, run in results["runs"].items():
+            parts = tuple(key.split("/"))
+            for length in range(1, len(parts) + 1):
+                self.runs.setdefault(parts[:length], []).append(run)
+
+    def all(self, *key: Any) -> list[dict[str, Any]]:
+        """The runs whose keys begin so, none if there are none."""
+        return self.runs.get(tuple(map(str, key)), [])
+
+    def names(self, *key: str) -> list[str]:
+        """What the next part of the keys that begin so is, in order."""
+        return [parts[-1] for parts in self.runs if parts[:-1] == key]
+
+    def values(self, figure: str, *key: Any, scale: float = 100) -> np.ndarray:
+        """A figure of all runs whose keys begin so, such as "after/top1": one value for each seed, in per cent."""
+        return scale * np.array([reduce(getitem, figure.split("/"), run) for run in self.all(*key)])

@@ -1,77 +1,58 @@
 """The runs of the study as arrays, for its tables and plots."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from benchmarks.common.results import Runs
 
 Array = Any
 # What single encoders are measured on, by the modality of the descendants.
 ENCODER_TASKS = {"clothes": "image-only", "digits": "image-only", "titles": "text-only"}
 
 
-def size_names(sizes: Sequence[Sequence[int]]) -> list[str]:
-    return [f"{depth}x{width}" for depth, width in sizes]
-
-
-class Family:
-    """The study's runs as arrays, one value for each seed that all runs of the part were made with.
+class Family(Runs):
+    """The study's figures in per cent, one value for each seed.
 
     Attributes:
-        seeds: by method, of the part "family".
-        curve_seeds: by method, of the part "curves".
-        tasks: of single encoders, those that all methods and seeds were measured on.
+        tasks: of single encoders, those that all methods were measured on.
     """
 
     def __init__(self, results: dict[str, Any]) -> None:
-        self.results, self.settings, self.runs = results, results["settings"], results["runs"]
-        measured = [key.split("/") for key in self.runs if key.startswith(("family/", "curves/"))]
-        self.methods = list(dict.fromkeys(key[1] for key in measured))
-        self.sizes, self.curve_size = size_names(self.settings["sizes"]), size_names(self.settings["curve_sizes"])[0]
-        everyone = sorted({int(key[-1]) for key in measured})
+        super().__init__(results)
+        self.methods = self.names("family") or self.names("curves")
+        self.sizes, (self.curve_size, *_) = (
+            [f"{depth}x{width}" for depth, width in self.settings[name]] for name in ("sizes", "curve_sizes")
+        )
+        self.tasks = {
+            task: kind for task, kind in ENCODER_TASKS.items() if all(self.all(task, method) for method in self.methods)
+        }
 
-        def complete(part: str, sizes: list[str], method: str) -> list[int]:
-            return [s for s in everyone if all(f"{part}/{method}/{size}/{s}" in self.runs for size in sizes)]
+    def of(self, method: str, size: str, when: str, figure: str) -> Array:
+        """One figure of one descendant, by seed: [seeds]."""
+        return self.values(f"{when}/{figure}", "family", method, size)
 
-        self.seeds = {method: complete("family", self.sizes, method) for method in self.methods}
-        self.curve_seeds = {method: complete("curves", [self.curve_size], method) for method in self.methods}
-        encoders = size_names(self.settings["encoder_sizes"])
-        self.tasks = [
-            task for task in ENCODER_TASKS if all(complete(task, encoders, m) == self.seeds[m] for m in self.methods)
-        ]
-
-    def of(self, method: str, size: str, when: str, figure: str, seeds: list[int] | None = None) -> Array:
-        """One figure of one descendant, in per cent, by seed: [seeds]; None takes all seeds of the method."""
-        chosen = self.seeds[method] if seeds is None else seeds
-        return 100 * np.array([self.runs[f"family/{method}/{size}/{seed}"][when][figure] for seed in chosen])
-
-    def mean(self, method: str, when: str, figure: str, seeds: list[int] | None = None) -> Array:
+    def mean(self, method: str, when: str, figure: str) -> Array:
         """The family's mean by seed: [seeds]."""
-        return np.mean([self.of(method, size, when, figure, seeds) for size in self.sizes], axis=0)
+        return np.mean([self.of(method, size, when, figure) for size in self.sizes], axis=0)
 
     def margin(self, method: str, other: str, figure: str) -> Array:
         """The difference of the family's means after fine-tuning, by seed that both have: [seeds]."""
-        seeds = [seed for seed in self.seeds[method] if seed in self.seeds[other]]
-        return self.mean(method, "after", figure, seeds) - self.mean(other, "after", figure, seeds)
+        return difference(self.mean(method, "after", figure), self.mean(other, "after", figure))
 
     def curve(self, method: str, figure: str = "mean_R@10") -> tuple[Array, Array]:
-        """Steps [S] and the figure in per cent [seeds, S] of the size whose curve was measured."""
-        curves = [run["curve"] for run in self._curves(method)]
+        """Steps [S] and the figure [seeds, S] of the size whose curve was measured."""
+        curves = [run["curve"] for run in self.all("curves", method, self.curve_size)]
         steps = np.array([point["step"] for point in curves[0]])
         return steps, 100 * np.array([[point[figure] for point in curve] for curve in curves])
 
     def seconds(self, method: str) -> float:
         """Seconds that a curve's training took, the median over seeds."""
-        return float(np.median([run["seconds"] for run in self._curves(method)]))
+        return float(np.median(self.values("seconds", "curves", method, self.curve_size, scale=1)))
 
-    def _curves(self, method: str) -> list[dict[str, Any]]:
-        return [self.runs[f"curves/{method}/{self.curve_size}/{seed}"] for seed in self.curve_seeds[method]]
-
-    def classifier(self, task: str, method: str) -> Array:
-        """Mean accuracy over the sizes of image-only or text-only descendants, in per cent, by seed."""
-        sizes = size_names(self.settings["encoder_sizes"])
-        runs = [[self.runs[f"{task}/{method}/{size}/{s}"]["top1"] for s in self.seeds[method]] for size in sizes]
-        return 100 * np.mean(runs, axis=0)
+    def classifier(self, method: str, task: str) -> Array:
+        """Mean accuracy over the sizes of image-only or text-only descendants, by seed."""
+        return np.mean([self.values("top1", task, method, size) for size in self.names(task, method)], axis=0)
 
     def stored_megabytes(self, method: str) -> float | None:
         """What has to be kept to start all sizes, in float16; None for what starts from nothing."""
@@ -79,3 +60,9 @@ class Family:
             return None
         genes = {key.split("/")[1]: record for key, record in self.results["genes"].items()}
         return 2 * genes.get(method, self.results["ancestor"])["parameters"] / 1e6
+
+
+def difference(ours: Array, theirs: Array) -> Array:
+    """By seed that both have."""
+    seeds = min(len(ours), len(theirs))
+    return ours[:seeds] - theirs[:seeds]

@@ -61,11 +61,8 @@ def family_cost(family: Family, long: Family, scratch: str = "scratch") -> dict[
     gene = results["genes"][f"bundled/{BUNDLED}"]
     per_step = gene["batch_size"] * results["extraction_gflops_per_pair"] + results["muon_gflops_per_step"]
     extraction = gene["steps"] * per_step / 1e3
-    one_step = sum(
-        np.median([results["runs"][f"family/scratch/{size}/{seed}"]["seconds"] for seed in family.seeds["scratch"]])
-        for size in family.sizes
-    )
-    one_step /= family.settings["steps"]
+    every = [np.median(family.values("seconds", "family", "scratch", size, scale=1)) for size in family.sizes]
+    one_step = sum(every) / family.settings["steps"]
     slower = long.seconds(scratch) / long.seconds("scratch")
     tuned = family.settings["steps"]
     teraflops = [needed * each, extraction + tuned * each]

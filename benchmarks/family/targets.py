@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.common.targets import target
-from benchmarks.family.arrays import Family
+from benchmarks.family.arrays import Family, difference
 from benchmarks.family.cost import family_cost
 from benchmarks.family.starts import BUNDLED, BY_MUON
 
@@ -73,8 +73,7 @@ def lead(family: Family) -> Rows:
 
 def level(short: Family, long: Family, scratch: str) -> dict[str, Any]:
     (steps, ours), (scratch_steps, theirs) = short.curve(BUNDLED), long.curve(scratch)
-    seeds = min(len(ours), len(theirs))
-    margin = ours[:seeds, -1] - theirs[:seeds, -1]
+    margin = difference(ours[:, -1], theirs[:, -1])
     asked = (
         f"2. level with pre-training and fine-tuning: R@10 (both directions) of {BUNDLED} after {steps[-1]} "
         f"steps, against {scratch} after {scratch_steps[-1]}"
