@@ -29,8 +29,8 @@ def told(values: Any, digits: int = 1) -> str:
 def table(titles: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
     """A Markdown table; the first column is set to the left, the others to the right."""
     titles = list(titles)
-    lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    lines = [f"| {' | '.join(map(str, line))} |" for line in (titles, *rows)]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(titles) - 1), *lines[1:]])
 
 
 def grid(corner: str, rows: Iterable[Any], columns: Iterable[Any], cell: Callable[[Any, Any], str]) -> str:

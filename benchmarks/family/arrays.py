@@ -25,7 +25,9 @@ class Family(Runs):
             [f"{depth}x{width}" for depth, width in self.settings[name]] for name in ("sizes", "curve_sizes")
         )
         self.tasks = {
-            task: kind for task, kind in ENCODER_TASKS.items() if all(self.all(task, method) for method in self.methods)
+            task: kind
+            for task, kind in ENCODER_TASKS.items()
+            if all(self.all(task, method) for method in self.methods)
         }
 
     def of(self, method: str, size: str, when: str, figure: str) -> Array:
