@@ -91,19 +91,27 @@ class Study:
 
     def _flops(self) -> dict[str, float]:
         """Forward FLOPs for one pair, dense and as a mixture (matrix products, counted by torch on a batch of 8)."""
-        text, vision = self.base.config.text_config, self.base.config.vision_config
-        inputs = {
-            "input_ids": torch.full((8, 16), text.eos_token_id),
-            "pixel_values": torch.zeros(8, 3, vision.image_size, vision.image_size),
-        }
-        mixture = upcycle(self.base, [self.base] * (NUM_EXPERTS - 1), num_experts_per_tok=TOP_K)
+        mixture = self.mixture()
         mixture.set_experts_implementation("eager")
         counts = {}
         for name, model in (("dense", self.base), ("mixture", mixture)):
             with FlopCounterMode(display=False) as counter, torch.no_grad():
-                model.eval()(**inputs)
+                model.eval()(**self.noise(8))
             counts[name] = counter.get_total_flops() / 8
         return counts
+
+    def mixture(self, experts: Any = None, seed: int = 0) -> CLIPMoEModel:
+        """The base upcycled; with copies of itself for experts if none are given."""
+        experts = experts or [self.base] * (NUM_EXPERTS - 1)
+        return upcycle(self.base, experts, num_experts_per_tok=TOP_K, seed=seed)
+
+    def noise(self, size: int) -> dict[str, Any]:
+        """A batch of the shape that titles and photos have."""
+        text, vision = self.base.config.text_config, self.base.config.vision_config
+        ids = torch.randint(1, text.vocab_size - 2, (size, 16))
+        ids[:, -1] = text.eos_token_id
+        pixels = torch.randn(size, 3, vision.image_size, vision.image_size)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "return_loss": True}
 
     def pairs(self, seed: int, share: float = 1.0) -> Any:
         """The training pairs of one seed, in an order of its own."""
@@ -165,9 +173,8 @@ def train_control(
         model = copy.deepcopy(study.base)
         ContrastiveTrainer(model, TrainingArguments(**arguments), study.collator, pairs).train()
         return model.eval(), steps
-    mixture = upcycle(study.base, [study.base] * (NUM_EXPERTS - 1), num_experts_per_tok=TOP_K, seed=seed)
     args = RouterArguments(train_experts=True, **arguments)
-    return train_router(mixture, pairs, args, data_collator=study.collator), steps
+    return train_router(study.mixture(seed=seed), pairs, args, data_collator=study.collator), steps
 
 
 def run_base(study: Study, seed: int) -> dict[str, Any]:
@@ -180,7 +187,7 @@ def run_moe(study: Study, seed: int) -> dict[str, Any]:
     rate = tuned_rate(study, "experts")
     started = time.time()
     experts, records, flops = make_experts(study, seed, rate, folder / "experts")
-    mixture = upcycle(study.base, experts, num_experts_per_tok=TOP_K, seed=seed)
+    mixture = study.mixture(experts, seed)
     unrouted = study.evaluate(mixture)
     args = RouterArguments(
         num_train_epochs=study.options.router_epochs,
@@ -250,14 +257,14 @@ def run_throughput(study: Study, seed: int) -> dict[str, Any]:
     """
     quick = study.options.quick
     sizes = dict.fromkeys(("dense", *IMPLEMENTATIONS), 32 if quick else 256) | {"batched_mm": 4 if quick else 16}
-    mixture = upcycle(study.base, [study.base] * (NUM_EXPERTS - 1), num_experts_per_tok=TOP_K)
+    mixture = study.mixture()
     seconds: dict[str, dict[str, list[float]]] = {"forward": {}, "training": {}}
     for _ in range(2 if quick else 6):  # in turns, so that another load on the machine meets all alike
         for name, size in sizes.items():
             model: Any = study.base if name == "dense" else mixture
             if name != "dense":
                 mixture.set_experts_implementation(name)
-            inputs = random_inputs(study, size)
+            inputs = study.noise(size)
             for kind, times in seconds.items():
                 started = time.perf_counter()
                 with torch.set_grad_enabled(kind == "training"):
@@ -271,19 +278,6 @@ def run_throughput(study: Study, seed: int) -> dict[str, Any]:
         for kind, times in seconds.items()
     }
     return {"batch_sizes": sizes, "pairs_per_second": speeds, "seconds": seconds}
-
-
-def random_inputs(study: Study, size: int) -> dict[str, Any]:
-    """A batch of noise of the shape that titles and photos have."""
-    text, vision = study.base.config.text_config, study.base.config.vision_config
-    inputs = {
-        "input_ids": torch.randint(1, text.vocab_size - 2, (size, 16)),
-        "attention_mask": torch.ones(size, 16, dtype=torch.long),
-        "pixel_values": torch.randn(size, 3, vision.image_size, vision.image_size),
-        "return_loss": True,
-    }
-    inputs["input_ids"][:, -1] = text.eos_token_id
-    return inputs
 
 
 def run_storage(study: Study, seed: int) -> dict[str, Any]:

@@ -4,11 +4,14 @@
 titles kept once in validation and test: see `mmlg_hf.data.hash_split`.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 from transformers import CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer
 
+from benchmarks.common.results import environment, write
 from mmlg_hf.data import hash_split, load_image_text, process_pairs
 from mmlg_hf.evaluation import evaluate_retrieval, evaluate_zero_shot
 
@@ -59,7 +62,15 @@ def measure(model: Any, dataset: Dataset, processor: Any) -> dict[str, float]:
     return {**zero_shot, **evaluate_retrieval(model, dataset, processor, text_column=TITLE, **columns)}
 
 
-def described(test: Dataset) -> dict[str, Any]:
-    """What results say about the test pairs, as `mmlg_hf.results.read_results` takes it, and what cards show."""
+def card_row(name: str, role: str, model: Any, test: Dataset, processor: Any, **about: Any) -> dict[str, Any]:
+    """A measured model as `mmlg_hf.results.read_results` takes it; stored in float32, if `about` says nothing else."""
+    about = {"parameters": model.num_parameters(), "megabytes": round(model.num_parameters() * 4e-6, 2)} | about
+    return {"name": name, "role": role, **about, "figures": measure(model, test, processor)}
+
+
+def write_card_results(path: Path, test: Dataset, models: list[dict[str, Any]], **more: Any) -> None:
+    """Write, and print, what cards show: where the models were measured, and their rows."""
     split = f"test (one in ten by hash of the id: {len(test)} pairs, {len(set(test[TYPE]))} classes)"
-    return {"dataset": {"id": HUB_ID, "split": split}, "shown": SHOWN}
+    results = {"dataset": {"id": HUB_ID, "split": split}, "shown": SHOWN, **environment(), **more, "models": models}
+    write(path, results)
+    print(json.dumps(results, indent=1))

@@ -31,7 +31,10 @@ def plots(folder: Path) -> dict[str, Figure]:
     sizes = collect(results)
     figure, (panel,) = panels(1, 5.2, 3.4)
     names = [f"{row['depth']} x {row['width']}\n{row['parameters'] / 1e6:.2f} M" for row in sizes]
-    groups = {f"from {label}": [row[key] for row in sizes] for key, label in zip(STARTS, ("the gene", "scratch"))}
+    groups = {
+        f"from {label}": [row[key] for row in sizes]
+        for key, label in zip(STARTS, ("the gene", "scratch"), strict=True)
+    }
     bars(panel, names, groups, ["C0", "C7"])
     panel.set(ylim=(0, 100), ylabel="test accuracy (%)")
     panel.set_title(

@@ -2,55 +2,26 @@
 
     python -m benchmarks.extraction --ancestor runs/ancestor [--data FOLDER] [--steps 80]
 
-Each choice changes what its name says against the default extraction and nothing else; all runs see the same number of
+Each choice (`choices.yaml`) changes what its name says against the default extraction and nothing else; all runs see the same number of
 pairs. Runs that the results file holds are not repeated. The page also compares two whole genes, with and without a
 shared block, which `python -m benchmarks.make.gene` measures.
 """
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from benchmarks.common.fashion import load_splits, measure
 from benchmarks.common.options import output_folder, parse, settings_of
 from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
 from benchmarks.extraction import report
-from benchmarks.family.starts import WHOLE
 from benchmarks.make.gene import arguments
 from mmlg_hf import extract_learngene
 
-CHOICES: dict[str, dict[str, Any]] = {
-    "default": {},
-    "AdamW": {"muon_learning_rate": None},
-    "AdamW, rate 2e-3": {"muon_learning_rate": None, "learning_rate": 2e-3},
-    "Muon at 2e-3": {"muon_learning_rate": 2e-3},
-    "Muon at 8e-3": {"muon_learning_rate": 8e-3},
-    "half the batch, twice the steps": {"share_of_batch": 1 / 2},
-    "twice the batch, half the steps": {"share_of_batch": 2},
-    "token embedding whole": {"token_embedding_rank": WHOLE},
-    "token embedding of rank 16": {"token_embedding_rank": 16},
-    "random start": {"initialisation": "random"},
-    "channels not turned": {"rotate": False},
-    "affinity": {"affinity_weight": 1.0, "feature_weight": 0.0},
-    "affinity + feature": {"affinity_weight": 1.0},
-    "feature + contrastive": {"contrastive_weight": 0.5},
-    "shared base": {"mixing": "linear"},
-    "learned mixing": {"mixing": "learned"},
-    "no shared block, two for each encoder": {"num_multimodal_blocks": 0, "num_unimodal_blocks": 2},
-    "shared block only": {"num_unimodal_blocks": 0},
-    "Chebyshev, two blocks each": {"mixing": "chebyshev", "num_multimodal_blocks": 2, "num_unimodal_blocks": 2},
-    "not elastic": {"elastic": False},
-    "one smaller network a step": {"elastic_samples": 1},
-    "paper: shared base, random start, affinity, AdamW": {
-        "mixing": "linear",
-        "initialisation": "random",
-        "rotate": False,
-        "affinity_weight": 1.0,
-        "feature_weight": 0.0,
-        "muon_learning_rate": None,
-        "token_embedding_rank": WHOLE,
-    },
-}
+CHOICES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "choices.yaml").read_text())
 SIZES = [(6, 192), (3, 192), (6, 96), (3, 96)]
 
 

@@ -19,7 +19,7 @@ Runs that the results file holds are not repeated. Plots are drawn beside it; `p
 import json
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -40,7 +40,7 @@ from benchmarks.family.arrays import Family
 from benchmarks.family.classifiers import clothing_task, digit_task, text_task, train_classifier
 from benchmarks.family.cost import extraction_gflops, muon_gflops
 from benchmarks.family.plots import plots_of
-from benchmarks.family.settings import CONFIGURATIONS, Configuration, known_rows, make_quick_ancestor
+from benchmarks.family.settings import CONFIGURATIONS, known_rows, load_pairs, make_quick_ancestor
 from benchmarks.family.starts import BUNDLED, BY_MUON, GENES, STARTS, Sources, extract_gene, turned_ancestor
 from mmlg_hf.ancestors import gene_config
 from mmlg_hf.descendants import load_learngene
@@ -50,6 +50,7 @@ from mmlg_hf.silence import quiet
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 from mmlg_hf.vocabulary import trim_embedding, trim_tokenizer
 
+Size = Sequence[int]  # depth and width
 TUNING_SEED = 100
 PARTS = ["family", "curves", "encoders"]
 CURVE_SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the steps, where curves are measured
@@ -74,9 +75,9 @@ def in_memory(rows: Dataset, processor: CLIPProcessor) -> Rows:
 class Study:
     """The data, the ancestor and the settings that all runs share, and the runs."""
 
-    def __init__(self, options: Namespace, configuration: Configuration, results: Results) -> None:
+    def __init__(self, options: Namespace, results: Results) -> None:
         self.options, self.results, self.work = options, results, Path(options.work)
-        self.splits = configuration.load(options.data)
+        self.splits = load_pairs(options.configuration, options.data)
         options.ancestor = options.ancestor or make_quick_ancestor(options, self.splits)
         self.ancestor = CLIPModel.from_pretrained(options.ancestor, dtype=torch.float32)
         self.ancestor_parameters = self.ancestor.num_parameters()
@@ -91,9 +92,10 @@ class Study:
         self.tasks = {"digits": digit_task(self.processor, limits)}
         if options.clothing:
             self.tasks["clothes"] = clothing_task(options.clothing, self.processor, limits)
-        if configuration.text_label:
+        label = CONFIGURATIONS[options.configuration]["text_label"]
+        if label:
             texts = {"train": self.splits["train"], **self.measured}
-            self.tasks["titles"] = text_task(texts, configuration.text_label, self.processor, limits)
+            self.tasks["titles"] = text_task(texts, label, self.processor, limits)
 
     def _trim(self, processor: CLIPProcessor) -> CLIPProcessor:
         """Cut the ancestor's vocabulary to the data's tokens, so that every method has the same small embedding."""
@@ -138,10 +140,6 @@ class Study:
                 record.write_text(json.dumps(about | {"steps": options.extraction_steps}))
         return sources
 
-    def start(self, method: str, depth: int, width: int, seed: int, genes_of: int | None = None) -> CLIPModel:
-        """A model of a size; the genes are those of `genes_of`, or of the seed itself if None."""
-        return STARTS[method](self.sources(seed if genes_of is None else genes_of), depth, width, seed)
-
     @torch.no_grad()
     def measure(self, model: CLIPModel, split: str) -> dict[str, float]:
         """Zero-shot accuracy over the classes and retrieval between photos and titles, from one pass over a split."""
@@ -164,108 +162,94 @@ class Study:
         changes = {"weight_decay": 0.05, "adam_beta2": 0.98}
         return training(self.work / "trainer", steps, self.options.batch_size, rate, **changes)
 
-    def fine_tune(
-        self, method: str, model: CLIPModel, seed: int, rate: float, steps: int, measured: tuple[int, ...] = ()
-    ) -> tuple[float, list[dict[str, Any]]]:
-        """Fine-tune with `ContrastiveTrainer`; return the seconds of training, and the curve at the measured steps."""
-        curve = Curve(measured, lambda: self.measure(model, "validation"))
-        args = TrainingArguments(**self.arguments(steps, rate), seed=seed)
-        trainer = ContrastiveTrainer(model, args, self.collator, self.train_pairs(seed), callbacks=[curve])
-        if method == BY_MUON:
-            matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.dim() == 2]
-            decayed = trainer.get_decay_parameter_names(model)
-            trainer.optimizer = muon_adamw(model, matrices, rate, args, decayed)
-        started = time.perf_counter()
-        trainer.train()
-        return time.perf_counter() - started - curve.seconds, curve.points
-
-    # What one run of each kind is: its record in the results file.
-
-    def try_rate(self, method: str, genes_of: int, depth: int, width: int, rate: float) -> dict[str, Any]:
-        """A family's rate is tried for its steps, that of long curves for a tenth of theirs, but not below 300."""
-        long = self.options.long
-        model = self.start(method, depth, width, TUNING_SEED, genes_of)
-        steps = max(long // 10, min(long, 300)) if long else self.options.steps
-        self.fine_tune(method, model, TUNING_SEED, rate, steps)
-        return {"figures": self.measure(model, "validation")}
-
-    def member(self, method: str, depth: int, width: int, seed: int, rate: float) -> dict[str, Any]:
-        model = self.start(method, depth, width, seed)
-        before = self.measure(model, "test")
-        seconds, _ = self.fine_tune(method, model, seed, rate, self.options.steps)
-        about = {"rate": rate, "seconds": round(seconds, 2), "parameters": model.num_parameters()}
-        return about | {"before": before, "after": self.measure(model, "test")}
-
-    def untrained(self, method: str, depth: int, width: int, seed: int) -> dict[str, Any]:
-        return {"before": self.measure(self.start(method, depth, width, seed), "test")}
-
-    def curve(self, method: str, depth: int, width: int, seed: int, rate: float) -> dict[str, Any]:
-        model, steps = self.start(method, depth, width, seed), self.options.curve_steps
-        first = {"step": 0, **self.measure(model, "validation")}
-        measured = tuple(max(round(steps * share), 1) for share in CURVE_SHARES)
-        seconds, points = self.fine_tune(method, model, seed, rate, steps, measured)
-        return {"rate": rate, "seconds": round(seconds, 2), "curve": [first, *points]}
-
-    def try_encoder_rate(
-        self, task: str, method: str, genes_of: int, depth: int, width: int, rate: float
+    def run(
+        self, method: str, size: Size, seed: int, genes_of: int, rate: float, steps: int, split: str, at: Sequence[int]
     ) -> dict[str, Any]:
-        model = self.start(method, depth, width, TUNING_SEED, genes_of)
-        return self.classify(model, task, TUNING_SEED, rate, "validation")
+        """Start a model and fine-tune it, measured on a split at some of the steps; seconds are those of training."""
+        model = STARTS[method](self.sources(genes_of), *size, seed)
+        curve = Curve(at, lambda: self.measure(model, split))
+        found: dict[str, Any] = {}
+        if steps:
+            args = TrainingArguments(**self.arguments(steps, rate), seed=seed)
+            trainer = ContrastiveTrainer(model, args, self.collator, self.train_pairs(seed), callbacks=[curve])
+            if method == BY_MUON:
+                matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.dim() == 2]
+                decayed = trainer.get_decay_parameter_names(model)
+                trainer.optimizer = muon_adamw(model, matrices, rate, args, decayed)
+            started, measuring = time.perf_counter(), curve.seconds
+            trainer.train()
+            seconds = time.perf_counter() - started - (curve.seconds - measuring)
+            found = {"rate": rate, "seconds": round(seconds, 2), "parameters": model.num_parameters()}
+        return found | {"curve": curve.points}
 
-    def encoder(self, task: str, method: str, depth: int, width: int, seed: int, rate: float) -> dict[str, Any]:
+    def classify(
+        self, task: str, method: str, size: Size, seed: int, genes_of: int, rate: float, split: str
+    ) -> dict[str, Any]:
         """An image-only or text-only descendant as a classifier."""
-        return {"rate": rate, **self.classify(self.start(method, depth, width, seed), task, seed, rate, "test")}
-
-    def classify(self, model: CLIPModel, task: str, seed: int, rate: float, split: str) -> dict[str, Any]:
-        return train_classifier(model, self.tasks[task], self.arguments(self.options.encoder_steps, rate), seed, split)
-
-    # Which runs there are.
+        model = STARTS[method](self.sources(genes_of), *size, seed)
+        arguments = self.arguments(self.options.encoder_steps, rate)
+        return {"rate": rate, **train_classifier(model, self.tasks[task], arguments, seed, split)}
 
     def best_rate(
-        self, key: str, rates: list[float], score: Callable[[dict[str, Any]], float], make: Callable, *args: Any
+        self, key: str, rates: list[float], score: Callable[[dict], float], make: Callable[[Size, float], dict]
     ) -> float:
         """The rate with the best score on validation, summed over the tuning sizes."""
 
         def total(rate: float) -> float:
             sizes = self.options.tuning_sizes
-            return sum(score(self.results.run(f"{key}/{d}x{w}/{rate:g}", make, *args, d, w, rate)) for d, w in sizes)
+            return sum(score(self.results.run(f"{key}/{name_of(size)}/{rate:g}", make, size, rate)) for size in sizes)
 
         return max(rates, key=total)
 
-    def run(self) -> None:
+    def rate(self, method: str, genes_of: int) -> float:
+        """The rate of the best recall. That of long curves is tried for a tenth of theirs, but not below 300 steps."""
+        long = self.options.long
+        steps = max(long // 10, min(long, 300)) if long else self.options.steps
+
+        def make(size: Size, rate: float) -> dict[str, Any]:
+            return self.run(method, size, TUNING_SEED, genes_of, rate, steps, "validation", [steps])
+
+        score = lambda run: run["curve"][-1]["mean_R@10"]  # noqa: E731
+        return self.best_rate(f"tuning/{method}", self.options.rates, score, make)
+
+    def encoder_rate(self, task: str, method: str, genes_of: int) -> float:
+        def make(size: Size, rate: float) -> dict[str, Any]:
+            return self.classify(task, method, size, TUNING_SEED, genes_of, rate, "validation")
+
+        return self.best_rate(f"tuning-{task}/{method}", self.options.encoder_rates, lambda run: run["top1"], make)
+
+    def run_all(self) -> None:
         """Do all runs that the results file does not hold yet."""
-        options, run, rates = self.options, self.results.run, {}
+        options = self.options
+        steps, long = options.steps, options.curve_steps
+        at = [0, *(max(round(long * share), 1) for share in CURVE_SHARES)]
+        # Sizes, steps, split and measured steps of each part.
+        parts = {
+            "family": [(options.sizes, steps, "test", [0, steps]), (options.untrained_sizes, 0, "test", [0])],
+            "curves": [(options.curve_sizes, long, "validation", at)],
+        }
+        rates: dict[str, float] = {}
         for seed in options.seeds:
             self.describe(self.sources(seed))
-            for method in options.methods:
-                if method not in rates:
-                    tried = (options.rates, lambda found: found["figures"]["mean_R@10"], self.try_rate)
-                    rates[method] = self.best_rate(f"tuning/{method}", *tried, method, seed)
-                for key, size in self.cells("family", method, seed, options.sizes):
-                    run(key, self.member, method, *size, seed, rates[method])
-                for key, size in self.cells("family", method, seed, options.untrained_sizes):
-                    run(key, self.untrained, method, *size, seed)
-            for method in options.methods:
-                for key, size in self.cells("curves", method, seed, options.curve_sizes):
-                    run(key, self.curve, method, *size, seed, rates[method])
-        tried = (options.encoder_rates, lambda found: found["top1"], self.try_encoder_rate)
+            rates = rates or {method: self.rate(method, seed) for method in options.methods}
+            for part, method in product(parts, options.methods):
+                for sizes, *how in parts[part] if part in options.parts else ():
+                    for size in sizes:
+                        key = f"{part}/{method}/{name_of(size)}/{seed}"
+                        self.results.run(key, self.run, method, size, seed, seed, rates[method], *how)
         for seed, method, task in product(options.seeds, options.methods, self.tasks):
             if "encoders" in options.parts:
-                rate = self.best_rate(f"tuning-{task}/{method}", *tried, task, method, seed)
-                for key, size in self.cells(task, method, seed, options.encoder_sizes):
-                    run(key, self.encoder, task, method, *size, seed, rate)
-
-    def cells(self, part: str, method: str, seed: int, sizes: list) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Key and size of each run of a part, none if the part is not asked for."""
-        if part in (*self.options.parts, *self.tasks):
-            yield from ((f"{part}/{method}/{depth}x{width}/{seed}", (depth, width)) for depth, width in sizes)
+                rate = self.encoder_rate(task, method, seed)
+                for size in options.encoder_sizes:
+                    key = f"{task}/{method}/{name_of(size)}/{seed}"
+                    self.results.run(key, self.classify, task, method, size, seed, seed, rate, "test")
 
     def describe(self, sources: Sources) -> None:
         """What the figures are measured against: the ancestor's own, sizes in bytes and FLOPs, the genes' cost."""
         sizes = {}
-        for depth, width in [*self.options.sizes, *self.options.untrained_sizes]:
-            size = measure_size(sources.config(depth, width))
-            sizes[f"{depth}x{width}"] = {"parameters": size.parameters, "gflops": gflops(size)}
+        for size in [*self.options.sizes, *self.options.untrained_sizes]:
+            found = measure_size(sources.config(*size))
+            sizes[name_of(size)] = {"parameters": found.parameters, "gflops": gflops(found)}
         own_gflops = gflops(measure_size(self.ancestor.config))
         gene = gene_config(self.ancestor, num_multimodal_blocks=1, num_unimodal_blocks=1, mixing="linear")
         genes = dict(self.results.found.get("genes", {}))  # a run of some methods leaves what others recorded
@@ -290,29 +274,37 @@ class Study:
 
 
 class Curve(TrainerCallback):
-    """Measures a model while it is trained.
+    """Measures a model before and while it is trained.
 
     Attributes:
         points: the figures at each measured step.
         seconds: that measuring took.
     """
 
-    def __init__(self, steps: tuple[int, ...], measure: Callable[[], dict[str, float]]) -> None:
+    def __init__(self, steps: Sequence[int], measure: Callable[[], dict[str, float]]) -> None:
         self.steps, self.measure, self.points, self.seconds = steps, measure, [], 0.0
+        self._measure_at(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step in self.steps:
+        self._measure_at(state.global_step)
+        model.train()
+
+    def _measure_at(self, step: int) -> None:
+        if step in self.steps:
             started = time.perf_counter()
-            self.points.append({"step": state.global_step, **self.measure()})
-            model.train()
+            self.points.append({"step": step, **self.measure()})
             self.seconds += time.perf_counter() - started
+
+
+def name_of(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def gflops(size: Any) -> float:
     return (size.gflops_image or 0) + (size.gflops_text or 0)
 
 
-def read_options() -> tuple[Namespace, Configuration]:
+def read_options() -> Namespace:
     """The command line, filled up with the settings of a configuration."""
     options, parser = parse(
         __doc__,
@@ -326,33 +318,33 @@ def read_options() -> tuple[Namespace, Configuration]:
         long=(int, "curves of so many steps; of scratch if no methods are given"),
     )
     configuration = CONFIGURATIONS[options.configuration]
-    for key, value in (configuration.settings | (configuration.quick if options.quick else {})).items():
+    for key, value in (configuration["settings"] | (configuration["quick"] if options.quick else {})).items():
         setattr(options, key, value)
     if not options.methods:  # another ancestor's descendants are no match for the bundled gene's
-        foreign = options.quick or configuration.name != "fashion"
+        foreign = options.quick or options.configuration != "fashion"
         left_out = {BY_MUON, BUNDLED} if foreign else {BY_MUON}
         options.methods = [name for name in STARTS if name not in left_out]
         options.methods = ["scratch", BY_MUON] if options.long else options.methods
     if options.long:
         options.curve_steps, options.parts = options.long, ["curves"]
-    options.data = options.data or configuration.data
-    options.work = options.work or f"runs/{configuration.name}-initialisation{'-quick' if options.quick else ''}"
-    options.ancestor = options.ancestor or configuration.ancestor
+    options.data = options.data or configuration["data"]
+    options.work = options.work or f"runs/{options.configuration}-initialisation{'-quick' if options.quick else ''}"
+    options.ancestor = options.ancestor or configuration["ancestor"]
     if options.ancestor is None and not options.quick:
         parser.error("give --ancestor, e.g. the one that `python -m benchmarks.make.ancestor` trains")
-    return options, configuration
+    return options
 
 
 def main() -> None:
-    options, configuration = read_options()
-    name = "family" if configuration.name == "fashion" else configuration.name
+    options = read_options()
+    name = "family" if options.configuration == "fashion" else options.configuration
     name = f"curves-{options.long}" if options.long and name == "family" else name
     name += f"-curves-{options.long}" if options.long and not name.startswith("curves") else ""
     left_out = ("data", "ancestor", "clothing", "parts", "seeds", "methods", "learngene", "long")
     path = output_folder(options, "family") / "results" / f"{name}.json"
     results = Results(path, settings_of(options, *left_out))
     with quiet():
-        Study(options, configuration, results).run()
+        Study(options, results).run_all()
     if {"family", "curves"} <= set(options.parts):
         for plot, figure in plots_of(Family(results.found)).items():
             save(figure, path.with_name(plot + path.stem.removeprefix("family") + ".png"))

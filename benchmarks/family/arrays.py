@@ -32,7 +32,9 @@ class Family(Runs):
 
     def of(self, method: str, size: str, when: str, figure: str) -> Array:
         """One figure of one descendant, by seed: [seeds]."""
-        return self.values(f"{when}/{figure}", "family", method, size)
+        point = {"before": 0, "after": -1}[when]
+        runs = self.all("family", method, size)
+        return 100 * np.array([run["curve"][point][figure] for run in runs])
 
     def mean(self, method: str, when: str, figure: str) -> Array:
         """The family's mean by seed: [seeds]."""

@@ -10,7 +10,6 @@ other blocks for comparison:
         --output runs/gene-two --results benchmarks/extraction/results/no-shared-block.json
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ import torch
 from transformers import CLIPModel, CLIPProcessor
 from transformers.trainer_utils import get_last_checkpoint
 
-from benchmarks.common.fashion import HUB_ID, IMAGE, TITLE, described, known_types, load_splits, measure
+from benchmarks.common.fashion import HUB_ID, IMAGE, TITLE, card_row, known_types, load_splits, write_card_results
 from benchmarks.common.options import parse
-from benchmarks.common.results import environment, write
 from mmlg_hf import ExtractionArguments, LearngeneModel, extract_learngene, from_learngene
 from mmlg_hf.inspection import measure_size
 
@@ -69,36 +67,32 @@ def main() -> None:
     if Path(options.output).exists():
         shutil.rmtree(options.output)
     gene.to(torch.float16).save_pretrained(options.output)
-    results = evaluate(options.ancestor, options.output, known_types(splits, "test"))
-    write(Path(options.results or Path(options.output, "results.json")), results)
-    print(json.dumps(results, indent=1))
+    test = known_types(splits, "test")
+    models = evaluate(options.ancestor, options.output, test)
+    write_card_results(Path(options.results or Path(options.output, "results.json")), test, models)
 
 
-def evaluate(ancestor_folder: str, gene_folder: str, test: Any) -> dict[str, Any]:
-    """Measure ancestor, gene and descendants on the test split; the descendants come from the stored float16 gene.
-
-    Returns the results as `mmlg_hf.results.read_results` takes them.
-    """
+def evaluate(ancestor_folder: str, gene_folder: str, test: Any) -> list[dict[str, Any]]:
+    """Measure ancestor, gene and descendants on the test split; the descendants come from the stored float16 gene."""
     gene = LearngeneModel.from_pretrained(gene_folder, dtype=torch.float32)
     processor = CLIPProcessor.from_pretrained(gene_folder)
 
     def row(name: str, role: str, model: Any, config: Any, own: CLIPProcessor, **about: Any) -> dict[str, Any]:
-        size, parameters = measure_size(config), model.num_parameters()
-        stored_bytes = 2 if role == "gene" else 4  # the gene is stored in float16, models in float32
-        about |= {"parameters": parameters, "megabytes": round(parameters * stored_bytes / 1e6, 2)}
+        size = measure_size(config)
         about |= {"gflops_image": round(size.gflops_image or 0, 4), "gflops_text": round(size.gflops_text or 0, 4)}
-        return {"name": name, "role": role, **about, "figures": measure(model, test, own)}
+        return card_row(name, role, model, test, own, **about)
 
-    ancestor = CLIPModel.from_pretrained(ancestor_folder)
+    ancestor, own = CLIPModel.from_pretrained(ancestor_folder), CLIPProcessor.from_pretrained(ancestor_folder)
+    stored = {"megabytes": round(gene.num_parameters() * 2e-6, 2)}  # the gene is stored in float16, models in float32
     models = [
-        row("ancestor", "ancestor", ancestor, ancestor.config, CLIPProcessor.from_pretrained(ancestor_folder)),
-        row("gene", "gene", gene, gene.config.descendant_config(), processor),
+        row("ancestor", "ancestor", ancestor, ancestor.config, own),
+        row("gene", "gene", gene, gene.config.descendant_config(), processor, **stored),
     ]
     for depth, width in SIZES:
         model = from_learngene(gene_folder, depth, width)
         about = {"depth": depth, "width": width, "steps": 0}
         models.append(row(f"depth {depth}, width {width}", "descendant", model, model.config, processor, **about))
-    return {**described(test), **environment(), "models": models}
+    return models
 
 
 if __name__ == "__main__":

@@ -11,14 +11,12 @@ Writes deltas and `results.json`, measured on the test split of the product phot
 PAIRS is a folder with the training split alone, photos and titles (`benchmarks.common.fashion.load_splits`).
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.fashion import described, known_types, load_splits, measure
+from benchmarks.common.fashion import card_row, known_types, load_splits, write_card_results
 from benchmarks.common.options import parse
-from benchmarks.common.results import environment, write
-from mmlg_hf.clip_moe import CLIPMoEModel, count_parameters, load_from_deltas, save_as_deltas
+from mmlg_hf.clip_moe import CLIPMoEModel, load_from_deltas, save_as_deltas
 from mmlg_hf.descendants import load_learngene
 
 
@@ -37,17 +35,13 @@ def main() -> None:
     mixture = CLIPMoEModel.from_pretrained(options.mixture)
     stored = save_as_deltas(mixture, gene, options.output, **size, rank=options.rank, with_gene=False)
 
-    test, models = known_types(load_splits(options.data), "test"), []
-    for name, role, model in (
-        (f"depth {options.depth}, width {options.width}", "descendant", gene.descendant(**size)),
-        ("mixture", "mixture", load_from_deltas(options.output, gene)),
-    ):
-        parameters = count_parameters(model)["total"]
-        row = {"name": name, "role": role, **size, "parameters": parameters, "megabytes": round(parameters * 4e-6, 2)}
-        models.append(row | {"figures": measure(model, test, gene.processor)})
-    results = {**described(test), **environment(), "bytes": stored, "models": models}
-    write(Path(options.output, "results.json"), results)
-    print(json.dumps(results, indent=1))
+    test = known_types(load_splits(options.data), "test")
+    whole, loaded = gene.descendant(**size), load_from_deltas(options.output, gene)
+    models = [
+        card_row(f"depth {options.depth}, width {options.width}", "descendant", whole, test, gene.processor, **size),
+        card_row("mixture", "mixture", loaded, test, gene.processor, **size),
+    ]
+    write_card_results(Path(options.output, "results.json"), test, models, bytes=stored)
 
 
 if __name__ == "__main__":

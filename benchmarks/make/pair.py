@@ -8,16 +8,15 @@ has those. Stored is the trained part alone, which belongs to the bundled gene a
 Measured on the test split before and after, beside the descendant of the same size that was never taken apart.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments, set_seed
 
-from benchmarks.common.fashion import IMAGE, TITLE, described, load_splits, measure
+from benchmarks.common.fashion import IMAGE, TITLE, card_row, load_splits, write_card_results
 from benchmarks.common.options import parse
-from benchmarks.common.results import environment, read, write
+from benchmarks.common.results import read
 from benchmarks.common.training import training
 from mmlg_hf import from_learngene
 from mmlg_hf.alignment import DualEncoderModel, align, load_processor
@@ -43,7 +42,11 @@ def main() -> None:
     text = from_learngene(GENE, DEPTH, TEXT_WIDTH, "text")
     model = align(image, text, "lilt", projection_dim=PROJECTION_DIM)
     processor = load_processor(model)
-    before = measure(model, splits["test"], processor)
+    trained, total = model.get_nb_trainable_parameters()
+    row = {"role": "aligned-pair", "test": splits["test"], "processor": processor}
+    row |= {"parameters": total, "depth": DEPTH, "width": IMAGE_WIDTH}
+    before = card_row("joined, not aligned yet", model=model, steps=0, **row)
+    before.pop("megabytes")  # it is not stored
     length = (options.steps, options.batch_size, options.learning_rate)
     logged = {"logging_strategy": "steps", "logging_steps": max(1, options.steps // 5)}
     args = TrainingArguments(**training("runs/pair", *length, weight_decay=0.02, seed=0, **logged))
@@ -54,21 +57,13 @@ def main() -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     loaded: Any = DualEncoderModel.from_pretrained(folder)  # what is measured is what is stored
-    after = measure(loaded, splits["test"], processor)
+    megabytes = round((folder / "model.safetensors").stat().st_size / 1e6, 2)
+    after = card_row("aligned pair", model=loaded, steps=options.steps, **row, megabytes=megabytes)
 
-    trained, total = model.get_nb_trainable_parameters()
     name = f"depth {DEPTH}, width {IMAGE_WIDTH}"
     whole = next(row for row in read(GENE_RESULTS)["models"] if row["name"] == name)
-    row = {"role": "aligned-pair", "parameters": total, "depth": DEPTH, "width": IMAGE_WIDTH}
-    stored = {"megabytes": round((folder / "model.safetensors").stat().st_size / 1e6, 2), "steps": options.steps}
-    models = [
-        {**whole, "name": f"{name}, never taken apart"},
-        {"name": "joined, not aligned yet", **row, "steps": 0, "figures": before},
-        {"name": "aligned pair", **row, **stored, "figures": after},
-    ]
-    results = {**described(splits["test"]), **environment(), "trained_share": trained / total, "models": models}
-    write(folder / "results.json", results)
-    print(json.dumps(results, indent=1))
+    models = [{**whole, "name": f"{name}, never taken apart"}, before, after]
+    write_card_results(folder / "results.json", splits["test"], models, trained_share=trained / total)
 
 
 if __name__ == "__main__":
