@@ -3,10 +3,7 @@
     python -m benchmarks.alignment [--data FOLDER] [--tokenizer FOLDER] [--quick]
 
 Two encoders that have never met (see `benchmarks.alignment.encoders`; or --vision and --text) are aligned on product
-photos and titles with each recipe, three seeds each. Measured on the test split: retrieval, zero-shot classification
-of article types, the trainable share, seconds a step, peak memory, and after the runs on most pairs what each encoder
-forgot: a linear probe on its states before and after. Each recipe's learning rate is the best of four on the
-validation split, with a seed that is not used again. Runs that the results file holds are not repeated.
+photos and titles: see README.md beside this. Runs that the results file holds are not repeated.
 
 Cut to about 50 minutes of one slow core: batches of 64 and few steps, so that the runs on all pairs see a quarter of
 them once. Longer or shorter: --step-factor, --encoder-steps, --batch-size, --test-pairs. Seconds a step are the
@@ -34,19 +31,15 @@ from transformers import TrainingArguments, set_seed
 from benchmarks.alignment import report
 from benchmarks.alignment.encoders import make_encoders
 from benchmarks.common.fashion import TEMPLATES, TITLE, TYPE, load_splits, make_processor, processed
-from benchmarks.common.options import output_folder, parse, settings_of
+from benchmarks.common.options import output_folder, parse, read_settings, settings_of
 from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
 from benchmarks.common.training import Rows, batches_of, figures, photos, training
-from mmlg_hf.alignment import RECIPES, DualEncoderModel, align, load_processor
+from mmlg_hf.alignment import DualEncoderModel, align, load_processor
 from mmlg_hf.alignment.pooling import pool_image, pool_text
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 
-TUNING_SEED = 100
-# Steps for each share of the pairs: at 64 pairs a step about 5, 1 and 1/4 passes over them.
-STEPS = {0.01: 30, 0.1: 60, 1.0: 150}
-TUNING_SHARE, TUNING_STEPS = 0.1, 30
-LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+SETTINGS = read_settings(__file__)
 # The image encoder's probe is the task it was made for; the text encoder's is one that titles do not simply name.
 PROBES = {"image": TYPE, "text": "subCategory"}
 PROBE_ROWS = 2000
@@ -187,9 +180,9 @@ def _resident(field: str) -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), float("nan"))
 
 
-def run_study(options: Namespace) -> Path:
-    """Do the runs that the results file does not hold yet, and write tables and plots."""
-    folder = output_folder(options, "alignment")
+def main() -> None:
+    options = parse(__doc__, "data", "tokenizer", "seeds", "output", "quick", settings=SETTINGS)
+    tuning, folder = SETTINGS["tuning"], output_folder(options, "alignment")
     results = Results(folder / "results" / "alignment.json", settings_of(options))
     study = Study(options)
     pairs = {name: len(rows) for name, rows in study.pairs.items()}
@@ -198,53 +191,19 @@ def run_study(options: Namespace) -> Path:
         probes = study.probe(study.embed(before, "train", PROBE_ROWS), study.embed(before, "test"))
         results.save(encoders=study.encoders, pairs=pairs, before=probes)
 
-    rates = {}
-    for recipe in options.recipes:
-        tried = {
-            rate: results.run(
-                f"tuning/{recipe}/{rate:g}",
-                study.run,
-                *(recipe, TUNING_SHARE, TUNING_SEED, rate, options.tuning_steps, "validation"),
-            )
-            for rate in (LEARNING_RATES if options.tune else ())
-        }
-        # The best recall; the second rate where none was tried.
-        rates[recipe] = max(tried, key=lambda rate: tried[rate]["mean_R@1"]) if tried else LEARNING_RATES[1]
+    best = dict.fromkeys(options.recipes, tuning["rates"][1])
+    for recipe in options.recipes if options.tune else ():
+        tried = {}
+        for rate in tuning["rates"]:
+            run = (recipe, tuning["share"], tuning["seed"], rate, options.tuning_steps, "validation")
+            tried[rate] = results.run(f"tuning/{recipe}/{rate:g}", study.run, *run)["mean_R@1"]
+        best[recipe] = max(tried, key=lambda rate: tried[rate])
     for seed, share, recipe in product(options.seeds, options.shares, options.recipes):
-        steps = options.steps or round(STEPS[share] * options.step_factor)
-        probed = share == max(options.shares)
-        run = (recipe, share, seed, rates[recipe], steps, "test", probed)
+        steps = options.steps or round(SETTINGS["steps"][share] * options.step_factor)
+        run = (recipe, share, seed, best[recipe], steps, "test", share == max(options.shares))
         results.run(f"run/{recipe}/{share:g}/{seed}", study.run, *run)
     publish(folder, report)
-    return folder
-
-
-def parse_options(arguments: list[str] | None = None) -> Namespace:
-    options, _ = parse(
-        __doc__,
-        *("data", "tokenizer", "seeds", "output", "quick"),
-        arguments=arguments,
-        vision=(str, "image encoder to align, with its image processor; made here if left out"),
-        text=(str, "text encoder to align, with its tokenizer; made here if left out"),
-        vision_pooling=("mean", "as for align"),
-        text_pooling=("mean", "as for align"),
-        projection_dim=(64, "size of the embeddings"),
-        encoder_steps=(600, "steps that make each encoder"),
-        work=("runs/alignment", "folder of the encoders made here"),
-        recipes=([*RECIPES], "what is compared"),
-        shares=([*STEPS], "shares of the training pairs"),
-        steps=(int, "steps of every run; by default as many as the share has"),
-        step_factor=(1.0, "of the steps that each share has by default"),
-        tuning_steps=(TUNING_STEPS, "steps of the runs that choose a learning rate"),
-        test_pairs=(int, "measure on the first ones of the test split; all by default"),
-        batch_size=(64, "pairs a step"),
-        tune=(True, "choose the learning rate of each recipe; otherwise take the second"),
-    )
-    if options.quick:
-        options.steps, options.tuning_steps, options.encoder_steps, options.batch_size = 3, 2, 4, 32
-        options.seeds, options.shares = options.seeds[:2], [0.1, 1.0]
-    return options
 
 
 if __name__ == "__main__":
-    print(run_study(parse_options()))
+    main()

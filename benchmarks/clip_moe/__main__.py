@@ -4,18 +4,9 @@
     python -m benchmarks.clip_moe --gene FOLDER --depth 4 --width 128 [--data FOLDER] [--clothing FOLDER]
 
 The base is a CLIP with its processor, or a gene's descendant. With both --base and --gene the base is a fine-tuned
-descendant of that size; with --gene the storage of the mixture as gene plus deltas is measured too. All arms start
-from the same base and see the same pairs of each seed:
-
-    base      as it is
-    moe       CLIP-MoE: experts diversified stage by stage (MLPs alone), upcycled, then routers alone trained
-    dense     the base fine-tuned as a whole for as many FLOPs as all of CLIP-MoE took
-    plain     copies of the base upcycled, experts and routers trained for as many FLOPs
-
-The learning rates of experts, dense and plain are each the best of three on the validation split, tried at half of the
-length with a seed that is not used again. Measured on the test split: retrieval between photos and titles,
-zero-shot classification of article types and, with --clothing, of ten kinds of clothes; throughput by experts
-implementation. Runs that the results file holds are not repeated; the models are in the work folder.
+descendant of that size; with --gene the storage of the mixture as gene plus deltas is measured too. What the arms are
+and how they are measured: README.md beside this. Runs that the results file holds are not repeated; models are in the
+work folder.
 """
 
 import copy
@@ -34,30 +25,19 @@ from transformers import CLIPModel, CLIPProcessor, TrainingArguments, set_seed
 
 from benchmarks.clip_moe import report
 from benchmarks.common.fashion import TEMPLATES, known_types, load_splits, measure, processed
-from benchmarks.common.options import output_folder, parse, settings_of
+from benchmarks.common.options import output_folder, parse, read_settings, settings_of
 from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
 from benchmarks.common.training import training
 from mmlg_hf import LearngeneModel, from_learngene
-from mmlg_hf.clip_moe import (
-    CLIPMoEModel,
-    DiversifyArguments,
-    count_parameters,
-    diversify,
-    load_from_deltas,
-    save_as_deltas,
-    train_router,
-    upcycle,
-)
+from mmlg_hf import clip_moe as moe
 from mmlg_hf.clip_moe.router import RouterArguments
 from mmlg_hf.data import load_image_text
 from mmlg_hf.evaluation import evaluate_zero_shot
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 
-TUNING_SEED = 100
-LEARNING_RATES = (1e-4, 3e-4, 1e-3)
-TUNING_SHARE = 0.5
-NUM_EXPERTS, TOP_K, NUM_CLUSTERS = 4, 2, 2
+SETTINGS = read_settings(__file__)
+TUNING, EXPERTS = SETTINGS["tuning"], SETTINGS["experts"]
 IMPLEMENTATIONS = ("grouped_mm", "batched_mm", "eager")
 RANKS = (None, 64, 16, 4)
 
@@ -100,10 +80,10 @@ class Study:
             counts[name] = counter.get_total_flops() / 8
         return counts
 
-    def mixture(self, experts: Any = None, seed: int = 0) -> CLIPMoEModel:
+    def mixture(self, experts: Any = None, seed: int = 0) -> moe.CLIPMoEModel:
         """The base upcycled; with copies of itself for experts if none are given."""
-        experts = experts or [self.base] * (NUM_EXPERTS - 1)
-        return upcycle(self.base, experts, num_experts_per_tok=TOP_K, seed=seed)
+        experts = experts or [self.base] * (EXPERTS["num_experts"] - 1)
+        return moe.upcycle(self.base, experts, num_experts_per_tok=EXPERTS["num_experts_per_tok"], seed=seed)
 
     def noise(self, size: int) -> dict[str, Any]:
         """A batch of the shape that titles and photos have."""
@@ -146,14 +126,14 @@ def make_experts(
 ) -> Any:
     """Diversify; return the experts, their stages' records, and the FLOPs of training and embedding."""
     pairs = study.pairs(seed, share)
-    args = DiversifyArguments(
+    args = moe.DiversifyArguments(
         num_experts=stages + 1,
-        num_clusters=NUM_CLUSTERS,
+        num_clusters=EXPERTS["clusters"],
         max_dropped=0.9,
         num_train_epochs=study.options.epochs,
         **study.common(folder, seed, learning_rate),
     )
-    experts = diversify(study.base, pairs, args, processor=study.processor, data_collator=study.collator)
+    experts = moe.diversify(study.base, pairs, args, processor=study.processor, data_collator=study.collator)
     records = [json.loads((expert.parent / "stage.json").read_text()) for expert in experts]
     trained = sum(record["steps"] for record in records) * study.options.batch_size
     return experts, records, study.flops["dense"] * (3 * trained + stages * len(pairs))
@@ -174,11 +154,11 @@ def train_control(
         ContrastiveTrainer(model, TrainingArguments(**arguments), study.collator, pairs).train()
         return model.eval(), steps
     args = RouterArguments(train_experts=True, **arguments)
-    return train_router(study.mixture(seed=seed), pairs, args, data_collator=study.collator), steps
+    return moe.train_router(study.mixture(seed=seed), pairs, args, data_collator=study.collator), steps
 
 
 def run_base(study: Study, seed: int) -> dict[str, Any]:
-    return {"figures": study.evaluate(study.base), "parameters": count_parameters(study.base), "flops": 0.0}
+    return {"figures": study.evaluate(study.base), "parameters": moe.count_parameters(study.base), "flops": 0.0}
 
 
 def run_moe(study: Study, seed: int) -> dict[str, Any]:
@@ -194,7 +174,7 @@ def run_moe(study: Study, seed: int) -> dict[str, Any]:
         **study.common(folder / "mixture", seed, study.options.router_learning_rate),
     )
     pairs = study.pairs(seed)
-    train_router(mixture, pairs, args, data_collator=study.collator)
+    moe.train_router(mixture, pairs, args, data_collator=study.collator)
     steps = int(study.options.router_epochs * (len(pairs) // study.options.batch_size))
     flops += 3 * study.flops["mixture"] * steps * study.options.batch_size
     seconds = time.time() - started
@@ -204,7 +184,7 @@ def run_moe(study: Study, seed: int) -> dict[str, Any]:
         "experts": [study.evaluate(CLIPModel.from_pretrained(expert)) for expert in experts],
         "stages": records,
         "usage": json.loads((folder / "mixture" / "expert_usage.json").read_text())[-1],
-        "parameters": count_parameters(mixture),
+        "parameters": moe.count_parameters(mixture),
         "learning_rate": rate,
         "steps": sum(record["steps"] for record in records) + steps,
         "flops": flops,
@@ -218,35 +198,28 @@ def run_control(study: Study, seed: int, arm: str) -> dict[str, Any]:
     rate = tuned_rate(study, arm)
     started = time.time()
     model, steps = train_control(study, seed, arm, rate, flops, study.work / f"{arm}-{seed}")
-    seconds = time.time() - started
-    return {
-        "figures": study.evaluate(model),
-        "parameters": count_parameters(model),
-        "learning_rate": rate,
-        "steps": steps,
-        "flops": flops,
-        "seconds": round(seconds),
-    }
+    cost = {"learning_rate": rate, "steps": steps, "flops": flops, "seconds": round(time.time() - started)}
+    return {"figures": study.evaluate(model), "parameters": moe.count_parameters(model), **cost}
 
 
 def try_rate(study: Study, seed: int, arm: str, rate: float) -> dict[str, Any]:
     """Half of the length at one rate, measured on the validation split."""
     folder = study.work / f"tuning-{arm}-{rate:g}"
     if arm == "experts":
-        experts, _, _ = make_experts(study, seed, rate, folder, TUNING_SHARE, stages=1)
+        experts, _, _ = make_experts(study, seed, rate, folder, TUNING["share"], stages=1)
         model: Any = CLIPModel.from_pretrained(experts[0])
     else:
-        epoch = study.options.pairs * TUNING_SHARE * study.flops["dense"]
-        flops = (NUM_EXPERTS - 1) * epoch * (3 * study.options.epochs + 1)
-        model, _ = train_control(study, seed, arm, rate, flops, folder, TUNING_SHARE)
+        epoch = study.options.pairs * TUNING["share"] * study.flops["dense"]
+        flops = (EXPERTS["num_experts"] - 1) * epoch * (3 * study.options.epochs + 1)
+        model, _ = train_control(study, seed, arm, rate, flops, folder, TUNING["share"])
     return {"figures": study.evaluate(model, "validation"), "learning_rate": rate}
 
 
 def tuned_rate(study: Study, arm: str) -> float:
     """The learning rate with the best mean R@1 on the validation split, after half of the length."""
     if study.options.quick:
-        return LEARNING_RATES[1]
-    tried = {r: study.run(try_rate, TUNING_SEED, f"tuning/{arm}/{r:g}", arm, r) for r in LEARNING_RATES}
+        return TUNING["rates"][1]
+    tried = {r: study.run(try_rate, TUNING["seed"], f"tuning/{arm}/{r:g}", arm, r) for r in TUNING["rates"]}
     return max(tried, key=lambda rate: tried[rate]["figures"]["mean_R@1"])
 
 
@@ -284,39 +257,23 @@ def run_storage(study: Study, seed: int) -> dict[str, Any]:
     """What a mixture takes as a gene plus deltas, and what it can still do, by the rank of the deltas."""
     gene: Any = LearngeneModel.from_pretrained(study.options.gene, dtype=torch.float32)
     study.run(run_moe, seed, "moe")
-    mixture = CLIPMoEModel.from_pretrained(study.work / f"moe-{seed}" / "mixture")
+    mixture = moe.CLIPMoEModel.from_pretrained(study.work / f"moe-{seed}" / "mixture")
     rows = []
     for rank in RANKS:
         folder = study.work / f"deltas-{rank}"
         size = {"depth": study.options.depth, "width": study.options.width}
-        sizes = save_as_deltas(mixture, gene.half(), folder, **size, rank=rank)
-        rows.append({"rank": rank, "bytes": sizes, "figures": study.evaluate(load_from_deltas(folder))})
+        sizes = moe.save_as_deltas(mixture, gene.half(), folder, **size, rank=rank)
+        rows.append({"rank": rank, "bytes": sizes, "figures": study.evaluate(moe.load_from_deltas(folder))})
     return {"mixture_bytes_float16": rows[0]["bytes"]["mixture"], "rows": rows}
 
 
 def main() -> None:
-    options, parser = parse(
-        __doc__,
-        *("data", "clothing", "output", "seeds", "quick"),
-        base=(str, "folder of a dense CLIP with its processor"),
-        gene=(str, "folder of the gene that the base grew from; without --base it is grown here"),
-        depth=(int, "depth of the gene's descendant"),
-        width=(int, "width of the gene's descendant"),
-        work=("runs/clip_moe", "folder of models"),
-        pairs=(37500, "training pairs of each seed"),
-        batch_size=(64, "pairs a step"),
-        epochs=(1.0, "passes over the pairs in each expert's stage"),
-        router_epochs=(0.5, "passes over the pairs in the router's stage"),
-        router_learning_rate=(1e-3, "peak learning rate of the routers"),
-    )
+    options = parse(__doc__, "data", "clothing", "output", "seeds", "quick", settings=SETTINGS)
     if options.base is None and options.gene is None:
-        parser.error("give --base or --gene")
-    if options.quick:
-        options.pairs, options.batch_size, options.seeds = 256, 16, options.seeds[:1]
-    experts = {"num_experts": NUM_EXPERTS, "num_experts_per_tok": TOP_K, "clusters": NUM_CLUSTERS}
+        raise SystemExit("give --base or --gene")
     folder = output_folder(options, "clip_moe")
     left_out = ("data", "clothing", "seeds")
-    results = Results(folder / "results" / "clip_moe.json", settings_of(options, *left_out) | experts)
+    results = Results(folder / "results" / "clip_moe.json", settings_of(options, *left_out) | EXPERTS)
     study = Study(options, results)
     results.save(
         test_pairs=len(study.test["test"]),

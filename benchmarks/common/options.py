@@ -1,8 +1,10 @@
-"""Command lines: the options that studies share, and each study's own from their defaults."""
+"""Command lines: the options that studies share, and each study's own from the `settings.yaml` beside it."""
 
 import argparse
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from benchmarks.common.fashion import HUB_ID, TOKENIZER_ID
 
@@ -16,32 +18,42 @@ SHARED: dict[str, tuple] = {
     "seeds": ([0, 1, 2], "seeds that are measured"),
     "quick": (False, "a few steps on a few rows, to see that everything runs"),
 }
+TYPES = {"text": str, "number": int}  # of options without a default, as settings.yaml names them
 
 
-def parse(
-    doc: str | None, *shared: str, arguments: list[str] | None = None, **own: tuple
-) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+def parse(doc: str | None, *shared: str, settings: dict[str, Any] | None = None, **own: tuple) -> argparse.Namespace:
     """Read a command line.
 
     Args:
         doc: of the program, shown by --help.
         shared: names of `SHARED` options.
-        arguments: None reads the program's own.
+        settings: of `read_settings`: `options` from names to `default` or `type`, and `help`; what --quick sets.
         own: options in the form of `SHARED`.
     """
+    settings = settings or {}
+    for name, option in settings.get("options", {}).items():
+        own[name] = (TYPES[option["type"]] if "type" in option else option["default"], option["help"])
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, (default, about, *choices) in ({key: SHARED[key] for key in shared} | own).items():
-        settings: dict[str, Any] = {"help": about, "default": None if isinstance(default, type) else default}
+        given: dict[str, Any] = {"help": about, "default": None if isinstance(default, type) else default}
         if isinstance(default, bool):
-            settings["action"] = argparse.BooleanOptionalAction if default else "store_true"
+            given["action"] = argparse.BooleanOptionalAction if default else "store_true"
         elif default is list or isinstance(default, list):
-            settings |= {"nargs": "+", "type": str if default is list else type(default[0])}
+            given |= {"nargs": "+", "type": str if default is list else type(default[0])}
         else:
-            settings["type"] = default if isinstance(default, type) else type(default)
+            given["type"] = default if isinstance(default, type) else type(default)
         if choices:
-            settings["choices"] = choices[0]
-        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
-    return parser.parse_args(arguments), parser
+            given["choices"] = choices[0]
+        parser.add_argument(f"--{name.replace('_', '-')}", **given)
+    options = parser.parse_args()
+    if getattr(options, "quick", False):
+        vars(options).update(settings.get("quick", {}))
+    return options
+
+
+def read_settings(program: str) -> dict[str, Any]:
+    """The `settings.yaml` beside a program, given its `__file__`."""
+    return yaml.safe_load((Path(program).parent / "settings.yaml").read_text(encoding="utf-8"))
 
 
 def output_folder(options: argparse.Namespace, study: str) -> Path:

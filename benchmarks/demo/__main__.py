@@ -52,7 +52,7 @@ def compare(gene: Any, tensors: Any, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    options, _ = parse(__doc__, *("learngene", "seeds", "output"), tune=(False, "choose the learning rates"))
+    options = parse(__doc__, *("learngene", "seeds", "output"), tune=(False, "choose the learning rates"))
     gene, folder = load_gene(options.learngene), output_folder(options, "demo")
     with quiet():
         _, tensors = load_digits_for(gene, DemoSettings())

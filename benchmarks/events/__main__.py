@@ -2,11 +2,8 @@
 
     python -m benchmarks.events --mg22 mg22_alpha_voxels.npz
 
-Two questions: simulated events to train on and real-like ones to be tested on (three classes, mean F1), and the
-public 22Mg + alpha voxels (F1 of the reactions). Every method sees the same events in every run. Settings are chosen
-by the F1 on validation events, with a draw of training events that is not used again; in the transfer, 200 labelled
-real-like events serve for that and for nothing else. The test events are looked at once, with the chosen settings,
-over three draws of training events. Runs that the results file holds are not repeated. Some 25 minutes on two cores.
+Simulated events to train on and real-like ones to be tested on, and the public 22Mg + alpha voxels: see README.md
+beside this. Runs that the results file holds are not repeated. Some 25 minutes on two cores.
 """
 
 import sys
@@ -32,19 +29,14 @@ from projections import charge_at, read_events, to_images
 from simulate import CLASSES, REAL_LIKE, SIMULATED, simulate_events
 from tasks import chamber_extent
 
-from benchmarks.common.options import output_folder, parse
+from benchmarks.common.options import output_folder, parse, read_settings
 from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
 from benchmarks.events import report
 from mmlg_hf import from_learngene
 
-SIZES, SELECTION_SEED = [50, 200, 800], 100
-DRAWINGS = (
-    {"charge_scale": "sqrt"},
-    {"charge_scale": "log", "decades": 2.0},
-    {"charge_scale": "log", "decades": 4.0},
-)
-IMAGE_SIZE = 48
+SETTINGS = read_settings(__file__)
+SELECTION_SEED, IMAGE_SIZE = 100, 48
 
 
 class Data:
@@ -79,7 +71,7 @@ class Data:
 
         def make() -> np.ndarray:
             chosen = {key: setting[key] for key in ("bins", "dark_tracks")}
-            drawing = self.drawing | DRAWINGS[setting["drawing"]] | chosen
+            drawing = self.drawing | SETTINGS["drawings"][setting["drawing"]] | chosen
             measured = {key: drawing[key] for key in ("planes", "extent", "bins") if key in drawing}
             return to_images(self.sets[name][0], full_scale=charge_at(self.sets["pool"][0], **measured), **drawing)
 
@@ -211,52 +203,20 @@ def from_scratch(learngene: str, classes: int, setting: dict) -> nn.Module:
     return model
 
 
-def methods(learngene: str) -> dict:
-    """Method -> (fit, first setting, what is varied in turn: the best value of each is kept)."""
-    drawings = [("drawing", range(len(DRAWINGS))), ("bins", [24, 12])]
-    for_networks = [*drawings, ("dark_tracks", [True])]
-    first = {"drawing": 0, "bins": IMAGE_SIZE, "dark_tracks": False}
-    tunings = [{"learning_rate": rate, "frozen_layers": frozen, "steps": steps} for rate, frozen, steps in TUNINGS]
+def methods(learngene: str) -> dict[str, Callable]:
+    """How each method of `settings.yaml` is fitted."""
+    statistics = partial(patch_statistics, learngene)
     return {
-        "descendant": (
-            fit_network(partial(descendant, learngene), probed=True),
-            first | {"depth": 4, "strength": 0.1, "steps": 0, "learning_rate": 0.0, "frozen_layers": 0},
-            [*for_networks, ("depth", [6]), ("strength", [0.01, 1.0]), ("tuning", tunings)],
-        ),
-        # Added once the figures of the others were seen; what it varies was found on events of the pools.
-        "descendant, richer pooling": (
-            fit_sklearn(scaled_logistic, partial(patch_statistics, learngene)),
-            first | {"depth": 2, "strength": 1.0},
-            [("bins", [12]), ("depth", [1, 4]), ("strength", [0.1])],
-        ),
-        "same model from scratch": (
-            fit_network(partial(from_scratch, learngene)),
-            first | {"depth": 4, "steps": 150, "learning_rate": 1e-3},
-            [*for_networks, ("learning_rate", [3e-4])],
-        ),
-        "small CNN": (
-            fit_network(lambda classes, setting: SmallCNN(classes)),
-            first | {"steps": 150, "learning_rate": 3e-3},
-            [*for_networks, ("learning_rate", [1e-3, 1e-2]), ("steps", [400])],
-        ),
-        "random forest": (
-            fit_sklearn(forest),
-            first | {"max_features": "sqrt"},
-            [*drawings, ("max_features", [0.1])],
-        ),
-        "logistic regression": (
-            fit_sklearn(logistic),
-            first | {"strength": 1.0},
-            [*drawings, ("strength", [0.01, 0.1, 10.0])],
-        ),
+        "descendant": fit_network(partial(descendant, learngene), probed=True),
+        "descendant, richer pooling": fit_sklearn(scaled_logistic, statistics),
+        "same model from scratch": fit_network(partial(from_scratch, learngene)),
+        "small CNN": fit_network(lambda classes, setting: SmallCNN(classes)),
+        "random forest": fit_sklearn(forest),
+        "logistic regression": fit_sklearn(logistic),
     }
 
 
-# Learning rate, frozen layers and steps of fine-tuning; the settings before them only probe the features.
-TUNINGS = ((3e-4, 0, 60), (3e-4, 2, 60), (3e-4, 0, 150), (1e-3, 0, 150))
-
-
-def choose(fit: Any, load: Callable[[], Data], size: int, setting: dict, varied: list) -> dict[str, Any]:
+def choose(fit: Any, load: Callable[[], Data], size: int, method: str) -> dict[str, Any]:
     """Vary one thing after the other and keep what has the best F1 on the validation events; ties keep the earlier."""
     data = load()
     chosen = data.draw(size, SELECTION_SEED)
@@ -264,9 +224,10 @@ def choose(fit: Any, load: Callable[[], Data], size: int, setting: dict, varied:
     def validate(candidate: dict) -> float:
         return data.scores("validation", fit(data, chosen, candidate, SELECTION_SEED)("validation"))["f1"]
 
+    setting = {"drawing": 0, "bins": IMAGE_SIZE, "dark_tracks": False} | SETTINGS["methods"][method]["first"]
     best = validate(setting)
     tried = [{"setting": setting, "f1": best}]
-    for name, values in varied:
+    for name, values in SETTINGS["methods"][method]["varied"].items():
         start = setting
         for value in values:
             candidate = start | (value if isinstance(value, dict) else {name: value})
@@ -288,24 +249,21 @@ def measure(fit: Any, load: Callable[[], Data], size: int, setting: dict, seed: 
 
 
 def main() -> None:
-    options, _ = parse(
+    options = parse(
         __doc__,
         *("learngene", "seeds", "output"),
-        mg22=(str, "mg22_alpha_voxels.npz; without it only the simulated transfer is run"),
-        sizes=(SIZES, "numbers of training events"),
-        methods=(list, "some of the methods; all when left out"),
+        settings=SETTINGS,
+        methods=(list(SETTINGS["methods"]), "some of the methods", SETTINGS["methods"]),
     )
     data_sets: dict[str, Callable[[], Data]] = {"simulated to real-like": cache(transfer_data)}
     if options.mg22:
         data_sets["22Mg + alpha"] = cache(partial(mg22_data, options.mg22))
-    table = methods(options.learngene)
-    folder = output_folder(options, "events")
+    fits, folder = methods(options.learngene), output_folder(options, "events")
     results = Results(folder / "results" / "events.json", {})
-    results.save(sizes=options.sizes, seeds=options.seeds, methods=list(table))
-    for (data_name, load), size, method in product(data_sets.items(), options.sizes, options.methods or table):
-        fit, first, varied = table[method]
-        cell = f"{data_name}/{method}/{size}"
-        setting = results.run(f"chosen/{cell}", choose, fit, load, size, first, varied)["setting"]
+    results.save(sizes=options.sizes, seeds=options.seeds, methods=list(fits))
+    for (data, load), size, method in product(data_sets.items(), options.sizes, options.methods):
+        cell, fit = f"{data}/{method}/{size}", fits[method]
+        setting = results.run(f"chosen/{cell}", choose, fit, load, size, method)["setting"]
         for seed in options.seeds:
             results.run(f"run/{cell}/{seed}", measure, fit, load, size, setting, seed)
     publish(folder, report)

@@ -2,33 +2,28 @@
 
     python -m benchmarks.extraction --ancestor runs/ancestor [--data FOLDER] [--steps 80]
 
-Each choice (`choices.yaml`) changes what its name says against the default extraction and nothing else; all runs see the same number of
-pairs. Runs that the results file holds are not repeated. The page also compares two whole genes, with and without a
-shared block, which `python -m benchmarks.make.gene` measures.
+Each choice (`settings.yaml`) changes what its name says against the default extraction and nothing else; all runs see
+the same number of pairs. Runs that the results file holds are not repeated.
 """
 
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.common.fashion import load_splits, measure
-from benchmarks.common.options import output_folder, parse, settings_of
+from benchmarks.common.options import output_folder, parse, read_settings, settings_of
 from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
 from benchmarks.extraction import report
 from benchmarks.make.gene import arguments
 from mmlg_hf import extract_learngene
 
-CHOICES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "choices.yaml").read_text())
-SIZES = [(6, 192), (3, 192), (6, 96), (3, 96)]
+SETTINGS = read_settings(__file__)
 
 
 def measure_choice(options: Namespace, splits: Any, name: str) -> dict[str, Any]:
     """Extract with one choice, and measure descendants before any fine-tuning."""
     # The default weight decay is for long extractions; in one of 80 steps neither does anything.
-    changes = {"weight_decay": 0.05} | CHOICES[name]
+    changes = {"weight_decay": 0.05} | SETTINGS["choices"][name]
     share = changes.pop("share_of_batch", 1)
     changes |= {"max_steps": round(options.steps / share)}
     changes |= {"per_device_train_batch_size": round(options.batch_size * share)}
@@ -38,22 +33,14 @@ def measure_choice(options: Namespace, splits: Any, name: str) -> dict[str, Any]
     validation = splits["validation"].select(range(options.rows))
     sizes = [
         {"depth": depth, "width": width, **measure(gene.descendant(depth, width), validation, gene.processor)}
-        for depth, width in SIZES
+        for depth, width in SETTINGS["sizes"]
     ]
     return {"seconds": gene.config.recipe["seconds"], "parameters": gene.num_parameters(), "sizes": sizes}
 
 
 def main() -> None:
-    options, _ = parse(
-        __doc__,
-        *("data", "output"),
-        ancestor=("runs/ancestor", "folder or Hub id"),
-        work=("runs/choices", "folder of the extractions"),
-        steps=(80, "of each extraction"),
-        batch_size=(32, "pairs a step"),
-        rows=(600, "validation pairs measured on"),
-        only=([*CHOICES], "some of the choices", CHOICES),
-    )
+    names = list(SETTINGS["choices"])
+    options = parse(__doc__, "data", "output", settings=SETTINGS, only=(names, "some of the choices", names))
     folder = output_folder(options, "extraction")
     results = Results(folder / "results" / "choices.json", settings_of(options, "data", "ancestor", "only"))
     splits = load_splits(options.data)

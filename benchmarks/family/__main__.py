@@ -4,8 +4,7 @@
     python -m benchmarks.family --quick --data FOLDER                 all of it, small, in under 20 minutes
     python -m benchmarks.family --configuration openai-flickr30k      another ancestor and data set
 
-Methods: `benchmarks.family.starts`. All see the same pairs in the same order, with the same batch, steps and schedule;
-each has the best learning rate of a grid, chosen on validation pairs with a seed that is not used again. Parts:
+Methods: `starts.py`; sizes and steps: `settings.yaml`; how it is measured: README.md beside this. Parts:
 
     family      four depths x three widths: zero-shot and retrieval on test pairs before and after fine-tuning
     curves      one size, validation pairs, many steps: how long each start keeps its lead, and what scratch needs
@@ -40,7 +39,7 @@ from benchmarks.family.arrays import Family
 from benchmarks.family.classifiers import clothing_task, digit_task, text_task, train_classifier
 from benchmarks.family.cost import extraction_gflops, muon_gflops
 from benchmarks.family.plots import plots_of
-from benchmarks.family.settings import CONFIGURATIONS, known_rows, load_pairs, make_quick_ancestor
+from benchmarks.family.settings import CONFIGURATIONS, SETTINGS, known_rows, load_pairs, make_quick_ancestor
 from benchmarks.family.starts import BUNDLED, BY_MUON, GENES, STARTS, Sources, extract_gene, turned_ancestor
 from mmlg_hf.ancestors import gene_config
 from mmlg_hf.descendants import load_learngene
@@ -306,16 +305,13 @@ def gflops(size: Any) -> float:
 
 def read_options() -> Namespace:
     """The command line, filled up with the settings of a configuration."""
-    options, parser = parse(
+    options = parse(
         __doc__,
         *("clothing", "output", "learngene", "seeds", "quick"),
+        settings=SETTINGS,
         configuration=("fashion", "ancestor, data set, sizes and steps", CONFIGURATIONS),
-        ancestor=(str, "folder or Hub id; --quick trains a small one if this is left out"),
-        data=(str, "Hub id or folder of the data set"),
-        work=(str, "folder of genes; by default runs/CONFIGURATION-initialisation, with --quick ...-quick"),
         methods=(list, "all but scratch by Muon, if the data is the gene's own", STARTS),
         parts=(PARTS, "what is measured", PARTS),
-        long=(int, "curves of so many steps; of scratch if no methods are given"),
     )
     configuration = CONFIGURATIONS[options.configuration]
     for key, value in (configuration["settings"] | (configuration["quick"] if options.quick else {})).items():
@@ -331,7 +327,7 @@ def read_options() -> Namespace:
     options.work = options.work or f"runs/{options.configuration}-initialisation{'-quick' if options.quick else ''}"
     options.ancestor = options.ancestor or configuration["ancestor"]
     if options.ancestor is None and not options.quick:
-        parser.error("give --ancestor, e.g. the one that `python -m benchmarks.make.ancestor` trains")
+        raise SystemExit("give --ancestor, e.g. the one that `python -m benchmarks.make.ancestor` trains")
     return options
 
 

@@ -4,16 +4,17 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import CLIPProcessor
 
 from benchmarks.common.fashion import load_splits
+from benchmarks.common.options import read_settings
 from benchmarks.make.ancestor import ancestor_config, train_ancestor
 from mmlg_hf.data import hash_split, load_image_text, split_of
 from mmlg_hf.descendants import locate_learngene
 
-CONFIGURATIONS: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "settings.yaml").read_text())
+SETTINGS = read_settings(__file__)
+CONFIGURATIONS: dict[str, dict[str, Any]] = SETTINGS["configurations"]
 
 
 def load_pairs(configuration: str, data: str) -> DatasetDict:

@@ -65,7 +65,7 @@ def train_ancestor(
 
 
 def main() -> None:
-    options, _ = parse(
+    options = parse(
         __doc__,
         *("data", "tokenizer"),
         output=("runs/ancestor", "folder of the model and its checkpoints"),

@@ -46,7 +46,7 @@ def arguments(output: str, **changes: Any) -> ExtractionArguments:
 
 
 def main() -> None:
-    options, _ = parse(
+    options = parse(
         __doc__,
         "data",
         ancestor=("runs/ancestor", "folder or Hub id"),

@@ -21,7 +21,7 @@ from mmlg_hf.descendants import load_learngene
 
 
 def main() -> None:
-    options, _ = parse(
+    options = parse(
         __doc__,
         *("data", "learngene"),
         mixture=("runs/clip-moe", "folder of the trained mixture"),

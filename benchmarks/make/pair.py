@@ -28,7 +28,7 @@ DEPTH, IMAGE_WIDTH, TEXT_WIDTH, PROJECTION_DIM = 3, 96, 64, 64
 
 
 def main() -> None:
-    options, _ = parse(
+    options = parse(
         __doc__,
         "data",
         output=("upload/artifacts/mmlg-fashion-48-pair-3x96", "folder of the pair"),
