@@ -40,7 +40,7 @@ def summary() -> list[dict[str, Any]]:
 def page(rows: list[dict[str, Any]]) -> str:
     by_study = {study: [row for row in rows if row["study"] == study] for study in STUDIES}
     return fill(
-        FOLDER / "page.md",
+        FOLDER,
         met={study: sum(row["met"] for row in found) for study, found in by_study.items()},
         count={study: len(found) for study, found in by_study.items()},
         targets={study: targets_table(found) for study, found in by_study.items() if found},

@@ -41,7 +41,7 @@ def muon_gflops(config: LearngeneConfig) -> float:
 
 
 def family_cost(family: Family, long: Family, scratch: str = "scratch") -> dict[str, Any]:
-    """The price of the family at one accuracy: extracting the bundled gene and fine-tuning, or training each size.
+    """The price of the family at one accuracy: training each size, or extracting the bundled gene and fine-tuning.
 
     The accuracy is what one size has after the family's fine-tuning, and scratch's steps to it are read off that
     size's long curve, straight between its points; its last point, if that is not as good. All sizes are charged as
@@ -49,26 +49,29 @@ def family_cost(family: Family, long: Family, scratch: str = "scratch") -> dict[
 
     Args:
         scratch: "scratch" or `BY_MUON`.
+
+    Returns:
+        `recall` in per cent, whether scratch `reached` it, `extraction` by unit, and by unit and for steps the prices
+        of scratch and of ours.
     """
-    steps, ours = family.curve(BUNDLED)
-    wanted = ours.mean(0)[list(steps).index(family.settings["steps"])]
-    long_steps, theirs = long.curve(scratch)
+    results, settings = family.results, family.settings
+    (steps, ours), (long_steps, theirs) = family.curve(BUNDLED), long.curve(scratch)
+    wanted = ours.mean(0)[list(steps).index(settings["steps"])]
     best = np.maximum.accumulate(theirs.mean(0))
-    needed = round(float(np.interp(wanted, best, long_steps)))
-    results, batch = family.results, family.settings["batch_size"]
+    needed, tuned = round(float(np.interp(wanted, best, long_steps))), settings["steps"]
     gflops = [results["sizes"][size]["gflops"] for size in family.sizes]
-    each = 3 * batch * sum(gflops) / 1e3  # teraflops of one step of every size, backward counted twice the forward
+    each = 3 * settings["batch_size"] * sum(gflops) / 1e3  # teraflops of a step of every size, backward twice forward
     gene = results["genes"][f"bundled/{BUNDLED}"]
     per_step = gene["batch_size"] * results["extraction_gflops_per_pair"] + results["muon_gflops_per_step"]
-    extraction = gene["steps"] * per_step / 1e3
+    extraction = {"teraflops": gene["steps"] * per_step / 1e3, "seconds": gene["seconds"]}
     every = [np.median(family.values("seconds", "family", "scratch", size, scale=1)) for size in family.sizes]
-    one_step = sum(every) / family.settings["steps"]
+    one_step = sum(every) / settings["steps"]
     slower = long.seconds(scratch) / long.seconds("scratch")
-    tuned = family.settings["steps"]
-    teraflops = [needed * each, extraction + tuned * each]
-    seconds = [needed * one_step * slower, gene["seconds"] + tuned * one_step]
     return {
-        "recall": float(wanted), "reached": bool(best[-1] >= wanted), "scratch_steps": needed, "our_steps": int(tuned),
-        "teraflops": [*teraflops, teraflops[0] / teraflops[1]], "seconds": [*seconds, seconds[0] / seconds[1]],
-        "extraction_teraflops": extraction, "extraction_seconds": gene["seconds"],
-    }  # fmt: skip
+        "recall": float(wanted),
+        "reached": bool(best[-1] >= wanted),
+        "extraction": extraction,
+        "teraflops": (needed * each, extraction["teraflops"] + tuned * each),
+        "seconds": (needed * one_step * slower, extraction["seconds"] + tuned * one_step),
+        "steps": (needed, tuned),
+    }

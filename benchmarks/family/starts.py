@@ -1,7 +1,7 @@
 """Every way to start a small CLIP that the study compares, with one signature: a size in, a model out.
 
 Three kinds: nothing (scratch), a large model at hand (weight selection, TinyCLIP's inheritance), and genes. A gene is
-extracted first, by the settings in `GENES`. "as published" are the rules of the earlier papers: blocks start at random
+extracted first, by `genes` in settings.yaml. "as published" are the rules of the earlier papers: blocks start at random
 and only the gene's own size is trained, by AdamW; the loss is ours, feature distillation, which does better than soft
 labels.
 """
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, set_seed
 
+from benchmarks.family.settings import SETTINGS
 from mmlg_hf import ExtractionArguments, LearngeneModel, extract_learngene
 from mmlg_hf.ancestors import copy_outer_weights, gene_config
 from mmlg_hf.data import process_pairs
@@ -28,31 +29,8 @@ from mmlg_hf.modeling_learngene import StackedParameters
 from mmlg_hf.rotation import rotate_channels
 from mmlg_hf.training import ImageTextCollator
 
-STAGES = 3  # of stage-wise sharing: the ancestor has six layers, SWS has five stages in twelve
-
-WHOLE = 10**6  # a rank no text encoder is as wide as: the token embedding is stored whole
-_AS_PUBLISHED = {
-    "initialisation": "random",
-    "rotate": False,
-    "elastic": False,
-    "num_multimodal_blocks": 0,
-    "muon_learning_rate": None,
-    "token_embedding_rank": WHOLE,
-}
-_PER_ENCODER = {"num_multimodal_blocks": 0, "num_unimodal_blocks": 2}
-GENES: dict[str, dict[str, Any]] = {
-    "MM-LG": {},
-    # TLEG (arXiv 2312.05614) in each encoder: two blocks, W_l = base + (l/L) * slope.
-    "TLEG": _AS_PUBLISHED | {"num_unimodal_blocks": 2},
-    # Linearly Decomposing and Recomposing ViTs (NeurIPS-24): W_l = sum_n T_n(l/L) A_n.
-    "Chebyshev": _AS_PUBLISHED | {"num_unimodal_blocks": 4, "mixing": "chebyshev"},
-    # Stage-wise weight sharing (SWS, IJCAI-24): a block for each stage; see `StageWiseModel`.
-    "SWS": _AS_PUBLISHED | {"num_unimodal_blocks": STAGES, "mixing": "chebyshev"},
-    # Controls with our extraction: the shared block as the base, no shared block, and the shared block alone.
-    "MM-LG, shared base": {"mixing": "linear"},
-    "TLEG, our extraction": _PER_ENCODER,
-    "multimodal block only": {"num_multimodal_blocks": 1, "num_unimodal_blocks": 0},
-}
+# How each gene is extracted; "SWS" has a block for each stage, see `StageWiseModel`.
+GENES: dict[str, dict[str, Any]] = SETTINGS["genes"]
 
 
 class StageWiseModel(LearngeneModel):
@@ -178,7 +156,9 @@ def extract_gene(
     args = ExtractionArguments(str(target), **(arguments | GENES[name]))
     if name != "SWS":
         return extract_learngene(ancestor, rows, args, processor=processor)
-    config = gene_config(ancestor, num_multimodal_blocks=0, num_unimodal_blocks=STAGES, mixing=args.mixing)
+    config = gene_config(
+        ancestor, num_multimodal_blocks=0, num_unimodal_blocks=args.num_unimodal_blocks, mixing=args.mixing
+    )
     set_seed(args.seed)
     gene = cls(config)
     copy_outer_weights(gene, ancestor)

@@ -1,5 +1,6 @@
 """Each numbered target of the study: what was asked, and what came out."""
 
+from itertools import product
 from typing import Any
 
 from benchmarks.common.targets import target
@@ -37,18 +38,13 @@ def retention(family: Family, zoo: dict[str, Any]) -> Rows:
     ancestor, shipped = family.results["ancestor"]["test"], zoo["models"][0]["figures"]
     by_size = {(m.get("depth"), m.get("width")): m["figures"] for m in zoo["models"] if m["role"] == "descendant"}
     rows = []
-    for what, size in SMALLER.items():
+    for (what, size), name in product(SMALLER.items(), ("top1", "image_to_text_R@10")):
         wanted = 60 if what == "half of both" else 80
-        for name in ("top1", "image_to_text_R@10"):
-            kept = 100 * by_size[size][name] / shipped[name]
-            rows.append(
-                target(
-                    f"1. {what}, before fine-tuning: at least {wanted} % of the ancestor's {FIGURES[name]}",
-                    family.of(SHORT, f"{size[0]}x{size[1]}", "before", name) / ancestor[name],
-                    kept >= wanted,
-                    f"the bundled gene, extracted longer, keeps {kept:.1f} % (one run, all test pairs); this decides",
-                )
-            )
+        kept = 100 * by_size[size][name] / shipped[name]
+        asked = f"1. {what}, before fine-tuning: at least {wanted} % of the ancestor's {FIGURES[name]}"
+        shares = family.of(SHORT, f"{size[0]}x{size[1]}", "before", name) / ancestor[name]
+        note = f"the bundled gene, extracted longer, keeps {kept:.1f} % (one run, all test pairs); this decides"
+        rows.append(target(asked, shares, kept >= wanted, note))
     return rows
 
 
@@ -62,12 +58,11 @@ def lead(family: Family) -> Rows:
         note = "all extracted with the same number of steps"
         rows.append(target(asked, margin, margin.mean() >= wanted, note, best=best))
     inherited = ("weight selection", "TinyCLIP inheritance", "rotated inheritance")
-    for ours, other in ((SHORT, "TLEG, our extraction"), *((BUNDLED, name) for name in inherited)):
-        for name in ("top1", "mean_R@1"):
-            margin = family.margin(ours, other, name)
-            rows.append(
-                target(f"2. fine-tuned: {FIGURES[name]} of {ours} ahead of {other}", margin, margin.mean() > 0)
-            )
+    pairs = [(SHORT, "TLEG, our extraction"), *((BUNDLED, name) for name in inherited)]
+    for (ours, other), name in product(pairs, ("top1", "mean_R@1")):
+        margin = family.margin(ours, other, name)
+        asked = f"2. fine-tuned: {FIGURES[name]} of {ours} ahead of {other}"
+        rows.append(target(asked, margin, margin.mean() > 0))
     return rows
 
 
@@ -84,30 +79,25 @@ def level(short: Family, long: Family, scratch: str) -> dict[str, Any]:
 def cost(price: dict[str, Any], scratch: str) -> Rows:
     """The family's price against one way of training from scratch."""
     limit = None if price["reached"] else "scratch had not got there by its last step: lower bounds"
-    at = f"at R@10 {price['recall']:.0f} % than {scratch}"
     rows = []
-    for name in ("teraflops", "seconds"):
-        theirs, ours, times = price[name]
-        note = f"extraction {price[f'extraction_{name}']:.0f} of ours, the rest fine-tuning twelve sizes"
-        measured = {"scratch": round(theirs, 1), "ours": round(ours, 1), "ratio": round(times, 2)}
-        note = "; ".join(filter(None, (note, limit)))
-        rows.append(target(f"3. the family: at least 5x fewer {name} {at}", measured, times >= 5, note))
-    ratio = price["scratch_steps"] / price["our_steps"]
-    steps = {"scratch": price["scratch_steps"], "ours": price["our_steps"], "ratio": round(ratio, 2)}
-    return [*rows, target(f"3. at least 5x fewer steps {at}", steps, ratio >= 5, limit)]
+    for unit, what in (("teraflops", "the family: "), ("seconds", "the family: "), ("steps", "")):
+        theirs, ours = (round(value, 1) for value in price[unit])
+        ratio = price[unit][0] / price[unit][1]
+        extraction = price["extraction"].get(unit)
+        note = f"extraction {extraction:.0f} of ours, the rest fine-tuning twelve sizes" if extraction else None
+        asked = f"3. {what}at least 5x fewer {unit} at R@10 {price['recall']:.0f} % than {scratch}"
+        measured = {"scratch": theirs, "ours": ours, "ratio": round(ratio, 2)}
+        rows.append(target(asked, measured, ratio >= 5, "; ".join(filter(None, (note, limit))) or None))
+    return rows
 
 
 def storage(family: Family) -> Rows:
-    gene = next(r["parameters"] for key, r in family.results["genes"].items() if key.split("/")[1] == BUNDLED)
-    ancestor = family.results["ancestor"]
+    gene, ancestor = family.results["genes"][f"bundled/{BUNDLED}"]["parameters"], family.results["ancestor"]
     everything = sum(family.results["sizes"][size]["parameters"] for size in family.sizes)
-    note = f"{100 * gene / ancestor['parameters']:.1f} % of the ancestor with the same trimmed vocabulary"
+    trimmed = f"{100 * gene / ancestor['parameters']:.1f} % of the ancestor with the same trimmed vocabulary"
+    wholes = {"ancestor": (25, ancestor["parameters_untrimmed"], trimmed), "family": (10, everything, None)}
     rows = []
-    for limit, whole, what, said in (
-        (25, ancestor["parameters_untrimmed"], "ancestor", note),
-        (10, everything, "family", None),
-    ):
-        share = 100 * gene / whole
+    for what, (limit, whole, note) in wholes.items():
         asked = f"4. the gene takes at most {limit} % of the {what}'s bytes"
-        rows.append(target(asked, {"per_cent": round(share, 1)}, share <= limit, said))
+        rows.append(target(asked, {"per_cent": round(100 * gene / whole, 1)}, 100 * gene / whole <= limit, note))
     return rows
