@@ -19,18 +19,7 @@ from benchmarks.common.options import output_folder, parse
 from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
 from benchmarks.demo import report
-from mmlg_hf.demo import (
-    STARTS,
-    DemoSettings,
-    classifier_sizes,
-    compare_classifiers,
-    curve,
-    fine_tune_classifier,
-    load_digits_for,
-    load_gene,
-    make_classifier,
-    size_name,
-)
+from mmlg_hf import demo
 from mmlg_hf.demo_report import DemoProgress
 from mmlg_hf.silence import quiet
 
@@ -39,31 +28,31 @@ TUNING_SEED = 100
 
 
 def try_rate(gene: Any, tensors: Any, size: tuple[int, int], start: str, rate: float) -> dict[str, Any]:
-    model = make_classifier(gene, *size, start, TUNING_SEED)
-    trainer = fine_tune_classifier(model, tensors, DemoSettings(), rate, TUNING_SEED)
-    return {"learning_rate": rate, "validation_accuracy": curve(trainer)["validation_accuracy"][-1]}
+    model = demo.make_classifier(gene, *size, start, TUNING_SEED)
+    trainer = demo.fine_tune_classifier(model, tensors, demo.DemoSettings(), rate, TUNING_SEED)
+    return {"learning_rate": rate, "validation_accuracy": demo.curve(trainer)["validation_accuracy"][-1]}
 
 
 def compare(gene: Any, tensors: Any, seed: int) -> dict[str, Any]:
     with DemoProgress(Console()) as progress:
         progress.stage(f"seed {seed}")
-        rows, curves, _ = compare_classifiers(gene, tensors, DemoSettings(), seed, progress)
+        rows, curves, _ = demo.compare_classifiers(gene, tensors, demo.DemoSettings(), seed, progress)
     return {"classifiers": rows, "curves": curves}
 
 
 def main() -> None:
     options = parse(__doc__, *("learngene", "seeds", "output"), tune=(False, "choose the learning rates"))
-    gene, folder = load_gene(options.learngene), output_folder(options, "demo")
+    gene, folder = demo.load_gene(options.learngene), output_folder(options, "demo")
     with quiet():
-        _, tensors = load_digits_for(gene, DemoSettings())
+        _, tensors = demo.load_digits_for(gene, demo.DemoSettings())
         if options.tune:
             results = Results(folder / "results" / "tuning.json", {"seed": TUNING_SEED})
-            for size, start, rate in product(classifier_sizes(gene.config), STARTS, GRID):
-                results.run(f"{size_name(*size)}/{start}/{rate:g}", try_rate, gene, tensors, size, start, rate)
+            for size, start, rate in product(demo.classifier_sizes(gene.config), demo.STARTS, GRID):
+                results.run(f"{demo.size_name(*size)}/{start}/{rate:g}", try_rate, gene, tensors, size, start, rate)
         else:
             # The recipe too: the bundled gene keeps its name when it is rebuilt.
             about = {"learngene": Path(gene.name_or_path).name, "recipe": gene.config.recipe}
-            results = Results(folder / "results" / "seeds.json", about | asdict(DemoSettings()))
+            results = Results(folder / "results" / "seeds.json", about | asdict(demo.DemoSettings()))
             for seed in options.seeds:
                 results.run(str(seed), compare, gene, tensors, seed)
     publish(folder, report)

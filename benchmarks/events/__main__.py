@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import cache, partial
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,6 @@ class Data:
     ) -> None:
         self.sets = {"pool": pool, "validation": validation, **tests}
         self.tests, self.classes, self.positive, self.drawing = tuple(tests), classes, positive, drawing
-        self._kept: dict[tuple, Any] = {}
 
     def labels(self, name: str) -> np.ndarray:
         return self.sets[name][1]
@@ -59,31 +59,45 @@ class Data:
         """The indices in the pool of `size` training events; smaller draws of a seed are part of the larger ones."""
         return np.random.default_rng(seed).permutation(len(self.labels("pool")))[:size]
 
-    def kept(self, what: str, name: str, setting: dict, make: Callable[[], Any], *more: str) -> Any:
-        """What was made of a set with these settings of the drawing, made once."""
-        key = what, name, *(setting[key] for key in ("drawing", "bins", "dark_tracks", *more))
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
 
-    def images(self, name: str, setting: dict) -> np.ndarray:
-        """uint8 [N, H, W, 3]; full brightness is measured on the pool."""
+drawn = itemgetter("drawing", "bins", "dark_tracks")  # what a setting says about pictures
 
-        def make() -> np.ndarray:
-            chosen = {key: setting[key] for key in ("bins", "dark_tracks")}
-            drawing = self.drawing | SETTINGS["drawings"][setting["drawing"]] | chosen
-            measured = {key: drawing[key] for key in ("planes", "extent", "bins") if key in drawing}
-            return to_images(self.sets[name][0], full_scale=charge_at(self.sets["pool"][0], **measured), **drawing)
 
-        return self.kept("images", name, setting, make)
+@cache
+def images(data: Data, name: str, drawing: int, bins: int, dark_tracks: bool) -> np.ndarray:
+    """A set as pictures, uint8 [N, H, W, 3]; full brightness is measured on the pool."""
+    how = data.drawing | SETTINGS["drawings"][drawing] | {"bins": bins, "dark_tracks": dark_tracks}
+    measured = {key: how[key] for key in ("planes", "extent", "bins") if key in how}
+    return to_images(data.sets[name][0], full_scale=charge_at(data.sets["pool"][0], **measured), **how)
 
-    def pixels(self, name: str, setting: dict) -> np.ndarray:
-        """The images as rows of numbers in 0..1."""
-        return self.images(name, setting).reshape(len(self.labels(name)), -1) / np.float32(255)
 
-    def examples(self, name: str, setting: dict) -> list[dict]:
-        make = lambda: examples(self.images(name, setting), self.labels(name), image_processor(IMAGE_SIZE))  # noqa: E731
-        return self.kept("examples", name, setting, make)
+@cache
+def tensors(data: Data, name: str, *drawing: Any) -> list[dict]:
+    return examples(images(data, name, *drawing), data.labels(name), image_processor(IMAGE_SIZE))
+
+
+def pixels(data: Data, name: str, setting: dict) -> np.ndarray:
+    """The pictures as rows of numbers in 0..1."""
+    return images(data, name, *drawn(setting)).reshape(len(data.labels(name)), -1) / np.float32(255)
+
+
+def patch_statistics(learngene: str, data: Data, name: str, setting: dict) -> np.ndarray:
+    return _patch_statistics(learngene, data, name, setting["depth"], *drawn(setting))
+
+
+@cache
+@torch.no_grad()
+def _patch_statistics(learngene: str, data: Data, name: str, depth: int, *drawing: Any) -> np.ndarray:
+    """A frozen descendant's patch states: their mean, maximum and deviation over patches.
+
+    The classifier of transformers sees the mean alone. A track is a few bright patches among dark ones, so how far the
+    patches reach and spread says more of it than of a photo.
+    """
+    model = descendant(learngene, len(data.classes), {"depth": depth}).eval()
+    found = torch.stack([example["pixel_values"] for example in tensors(data, name, *drawing)]).split(128)
+    states = [model.vision_model(batch).last_hidden_state[:, 1:] for batch in found]  # [B, patches, D]
+    pooled = [torch.cat([s.mean(dim=1), s.amax(dim=1), s.std(dim=1)], dim=1) for s in states]
+    return torch.cat(pooled).numpy()
 
 
 def transfer_data() -> Data:
@@ -124,25 +138,20 @@ class SmallCNN(nn.Module):
 
 # A fit takes the data, the indices of its training events, its setting and a seed, and gives set name -> logits.
 Predict = Callable[[str], np.ndarray]
+Features = Callable[[Data, str, dict], np.ndarray]  # of a set of events, [N, D]
 
 
-Features = Callable[[Data, str, dict], np.ndarray]
+def fit_sklearn(
+    make: Callable[[dict, int], Any], features: Features, data: Data, chosen: np.ndarray, setting: dict, seed: int
+) -> Predict:
+    model = make(setting, seed).fit(features(data, "pool", setting)[chosen], data.labels("pool")[chosen])
 
+    def predict(name: str) -> np.ndarray:
+        logits = np.full((len(data.labels(name)), len(data.classes)), -np.inf)
+        logits[:, model.classes_] = model.predict_proba(features(data, name, setting))
+        return logits
 
-def fit_sklearn(make: Callable[[dict, int], Any], features: Features = Data.pixels) -> Callable:
-    """A classifier of scikit-learn on features [N, D] of a set of events."""
-
-    def fit(data: Data, chosen: np.ndarray, setting: dict, seed: int) -> Predict:
-        model = make(setting, seed).fit(features(data, "pool", setting)[chosen], data.labels("pool")[chosen])
-
-        def predict(name: str) -> np.ndarray:
-            logits = np.full((len(data.labels(name)), len(data.classes)), -np.inf)
-            logits[:, model.classes_] = model.predict_proba(features(data, name, setting))
-            return logits
-
-        return predict
-
-    return fit
+    return predict
 
 
 def logistic(setting: dict, seed: int, steps: int = 500) -> LogisticRegression:
@@ -158,38 +167,18 @@ def forest(setting: dict, seed: int) -> RandomForestClassifier:
     return RandomForestClassifier(300, max_features=features, class_weight="balanced", random_state=seed)
 
 
-@torch.no_grad()
-def patch_statistics(learngene: str, data: Data, name: str, setting: dict) -> np.ndarray:
-    """A frozen descendant's patch states: their mean, maximum and deviation over patches.
-
-    The classifier of transformers sees the mean alone. A track is a few bright patches among dark ones, so how far the
-    patches reach and spread says more of it than of a photo.
-    """
-
-    def make() -> np.ndarray:
-        model = descendant(learngene, len(data.classes), setting).eval()
-        pixels = [example["pixel_values"] for example in data.examples(name, setting)]
-        batches = [torch.stack(pixels[start : start + 128]) for start in range(0, len(pixels), 128)]
-        states = [model.vision_model(batch).last_hidden_state[:, 1:] for batch in batches]  # [B, patches, D]
-        pooled = [torch.cat([s.mean(dim=1), s.amax(dim=1), s.std(dim=1)], dim=1) for s in states]
-        return torch.cat(pooled).numpy()
-
-    return data.kept("features", name, setting, make, "depth")
-
-
-def fit_network(make: Callable[[int, dict], nn.Module], probed: bool = False) -> Callable:
-    def fit(data: Data, chosen: np.ndarray, setting: dict, seed: int) -> Predict:
-        torch.manual_seed(seed)
-        train = [data.examples("pool", setting)[index] for index in chosen]
-        model = make(len(data.classes), setting)
-        if probed:
-            probe_head(model, train, setting["strength"])
-            freeze_layers(model, setting["frozen_layers"])
-        length = {name: setting[name] for name in ("steps", "learning_rate")}
-        trainer = fine_tune(model, train, data.classes, output_dir="runs/events", seed=seed, quiet=True, **length)
-        return lambda name: trainer.predict(data.examples(name, setting)).predictions
-
-    return fit
+def fit_network(
+    make: Callable[[int, dict], nn.Module], probed: bool, data: Data, chosen: np.ndarray, setting: dict, seed: int
+) -> Predict:
+    torch.manual_seed(seed)
+    train = [tensors(data, "pool", *drawn(setting))[index] for index in chosen]
+    model = make(len(data.classes), setting)
+    if probed:
+        probe_head(model, train, setting["strength"])
+        freeze_layers(model, setting["frozen_layers"])
+    length = {name: setting[name] for name in ("steps", "learning_rate")}
+    trainer = fine_tune(model, train, data.classes, output_dir="runs/events", seed=seed, quiet=True, **length)
+    return lambda name: trainer.predict(tensors(data, name, *drawn(setting))).predictions
 
 
 def descendant(learngene: str, classes: int, setting: dict) -> nn.Module:
@@ -207,12 +196,12 @@ def methods(learngene: str) -> dict[str, Callable]:
     """How each method of `settings.yaml` is fitted."""
     statistics = partial(patch_statistics, learngene)
     return {
-        "descendant": fit_network(partial(descendant, learngene), probed=True),
-        "descendant, richer pooling": fit_sklearn(scaled_logistic, statistics),
-        "same model from scratch": fit_network(partial(from_scratch, learngene)),
-        "small CNN": fit_network(lambda classes, setting: SmallCNN(classes)),
-        "random forest": fit_sklearn(forest),
-        "logistic regression": fit_sklearn(logistic),
+        "descendant": partial(fit_network, partial(descendant, learngene), True),
+        "descendant, richer pooling": partial(fit_sklearn, scaled_logistic, statistics),
+        "same model from scratch": partial(fit_network, partial(from_scratch, learngene), False),
+        "small CNN": partial(fit_network, lambda classes, setting: SmallCNN(classes), False),
+        "random forest": partial(fit_sklearn, forest, pixels),
+        "logistic regression": partial(fit_sklearn, logistic, pixels),
     }
 
 

@@ -38,7 +38,7 @@ from benchmarks.common.training import Rows, batches_of, figures, photos, traini
 from benchmarks.family.arrays import Family
 from benchmarks.family.classifiers import clothing_task, digit_task, text_task, train_classifier
 from benchmarks.family.cost import extraction_gflops, muon_gflops
-from benchmarks.family.plots import plots_of
+from benchmarks.family.report import plots_of
 from benchmarks.family.settings import CONFIGURATIONS, SETTINGS, known_rows, load_pairs, make_quick_ancestor
 from benchmarks.family.starts import BUNDLED, BY_MUON, GENES, STARTS, Sources, extract_gene, turned_ancestor
 from mmlg_hf.ancestors import gene_config
@@ -54,16 +54,6 @@ TUNING_SEED = 100
 PARTS = ["family", "curves", "encoders"]
 CURVE_SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the steps, where curves are measured
 MEASURED = ("image_to_text_R@1", "image_to_text_R@10", "mean_R@1")
-EXTRACTION = {
-    "weight_decay": 0.05,  # the default is for long extractions; in one of 80 steps neither does anything
-    "logging_steps": 20,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "cache_ancestor": False,
-    "image_column": "image",
-    "text_column": "text",
-}
 
 
 def in_memory(rows: Dataset, processor: CLIPProcessor) -> Rows:
@@ -131,7 +121,7 @@ class Study:
             rows = self.train_rows(seed, options.extraction_steps * batch)
             arguments = {"max_steps": options.extraction_steps, "seed": seed, "per_device_train_batch_size": batch}
             folder = self.work / f"genes-{seed}"
-            gene = extract_gene(name, self.ancestor, rows, self.processor, EXTRACTION | arguments, folder)
+            gene = extract_gene(name, self.ancestor, rows, self.processor, SETTINGS["extraction"] | arguments, folder)
             sources.genes[name] = gene
             record = folder / f"{name}.json"
             if not record.exists():

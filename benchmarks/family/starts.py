@@ -1,9 +1,8 @@
 """Every way to start a small CLIP that the study compares, with one signature: a size in, a model out.
 
 Three kinds: nothing (scratch), a large model at hand (weight selection, TinyCLIP's inheritance), and genes. A gene is
-extracted first, by `genes` in settings.yaml. "as published" are the rules of the earlier papers: blocks start at random
-and only the gene's own size is trained, by AdamW; the loss is ours, feature distillation, which does better than soft
-labels.
+extracted first, by `genes` in settings.yaml; those of the earlier papers by their rules, but with our loss, feature
+distillation, which does better than soft labels.
 """
 
 from collections.abc import Callable, Iterable
@@ -156,9 +155,8 @@ def extract_gene(
     args = ExtractionArguments(str(target), **(arguments | GENES[name]))
     if name != "SWS":
         return extract_learngene(ancestor, rows, args, processor=processor)
-    config = gene_config(
-        ancestor, num_multimodal_blocks=0, num_unimodal_blocks=args.num_unimodal_blocks, mixing=args.mixing
-    )
+    blocks = {name: getattr(args, name) for name in ("num_multimodal_blocks", "num_unimodal_blocks", "mixing")}
+    config = gene_config(ancestor, **blocks)
     set_seed(args.seed)
     gene = cls(config)
     copy_outer_weights(gene, ancestor)
