@@ -46,8 +46,9 @@ def parse(doc: str | None, *shared: str, settings: dict[str, Any] | None = None,
             given["choices"] = choices[0]
         parser.add_argument(f"--{name.replace('_', '-')}", **given)
     options = parser.parse_args()
-    if getattr(options, "quick", False):
-        vars(options).update(settings.get("quick", {}))
+    if getattr(options, "quick", False):  # what was asked for goes before what --quick sets
+        parser.set_defaults(**settings.get("quick", {}))
+        options = parser.parse_args()
     return options
 
 
