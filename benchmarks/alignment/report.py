@@ -39,9 +39,10 @@ class Recipes(Runs):
         means = {recipe: self.values(figure, "run", recipe, share).mean() for recipe in self.recipes}
         return {recipe: mean / max(means["full"], 1e-7) for recipe, mean in means.items()}
 
-    def best_below(self, ratios: dict[str, float], limit: float = 1.0) -> str:
-        """The best recipe among those that train less than so many per cent."""
-        return max((recipe for recipe in ratios if self.trained(recipe) < limit), key=lambda recipe: ratios[recipe])
+    def best_below(self, ratios: dict[str, float], limit: float = 1.0) -> str | None:
+        """The best recipe among those that train less than so many per cent; None if none does."""
+        frugal = [recipe for recipe in ratios if self.trained(recipe) < limit]
+        return max(frugal, key=lambda recipe: ratios[recipe], default=None)
 
 
 def frugal_above(ratios: dict[str, float]) -> list[str]:
@@ -55,9 +56,9 @@ def targets(folder: Path) -> list[dict[str, Any]]:
         best, above = runs.best_below(most), frugal_above(least)
         share = {"share of full's": round(most["lilt"], 2)}
         rows.append(target(f"lilt at least level with full, all pairs: {name}", share, most["lilt"] >= 1))
-        share = {"share of full's": round(most[best], 2), "recipe": best}
+        share = {"share of full's": round(most.get(best, 0), 2), "recipe": best}
         asked = f"a recipe that trains below 1 % at 75 % of full, all pairs: {name}"
-        rows.append(target(asked, share, most[best] >= 0.75))
+        rows.append(target(asked, share, most.get(best, 0) >= 0.75))
         asked = f"the frugal recipes ahead of full at 1 % of the pairs: {name}"
         rows.append(target(asked, {"ahead": ", ".join(above) or "none"}, len(above) == len(least) - 2))
     return rows
@@ -70,10 +71,11 @@ def page(folder: Path) -> str:
         for figure, name in FIGURES.items():
             found = runs.ratios(share, figure)
             best, above = runs.best_below(found), ", ".join(frugal_above(found)) or "none"
+            frugal = f"{best}, the best below 1 % trained, {found[best]:.2f}" if best else "no recipe below 1 % trained"
             verdicts.append(
                 f"{float(share):.0%} of the pairs, {name} as a share of full's: "
                 f"lilt ({runs.trained('lilt'):.1f}% trained) {found['lilt']:.2f}; "
-                f"{best}, the best below 1 % trained, {found[best]:.2f}; of the frugal recipes above full: {above}."
+                f"{frugal}; of the frugal recipes above full: {above}."
             )
     return fill(Path(__file__).parent, runs=runs, results=runs.results, verdicts=verdicts)
 

@@ -39,15 +39,21 @@ def grid(corner: str, rows: Iterable[Any], columns: Iterable[Any], cell: Callabl
     return table([corner, *columns], ([row, *(cell(row, column) for column in columns)] for row in rows))
 
 
+def where(results: dict[str, Any]) -> str:
+    """Where results were measured, as their file says."""
+    hardware = results.get("hardware") or results["processor"]
+    return f"Measured on: {hardware}, torch {results['torch']}, at commit {(results['commit'] or 'unknown')[:7]}."
+
+
 def fill(folder: Path, **values: Any) -> str:
     """A page from the template `page.md` of a folder; a name that it has and `values` lacks is an error.
 
-    Templates know `told`, `grid` and `table`; `cell` of a grid can be a macro.
+    Templates know `told`, `grid` and `where`; `cell` of a grid can be a macro.
     """
     settings = {"undefined": StrictUndefined, "keep_trailing_newline": True}
     environment = Environment(**settings, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((folder / "page.md").read_text(encoding="utf-8"))
-    return template.render(told=told, grid=grid, table=table, **values)
+    return template.render(told=told, grid=grid, where=where, **values)
 
 
 def panels(count: int, width: float, height: float, **settings: Any) -> tuple[Figure, list[Any]]:

@@ -1,5 +1,6 @@
 """Page, plots and verdicts of the study on events, from its results."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,22 @@ class Events(Runs):
         self.sizes, self.methods = self.results["sizes"], self.results["methods"]
         self.tests = {data: list(self.all("run", data)[0]["tests"]) for data in self.names("run")}
 
+    def columns(self) -> list[str]:
+        return [f"{size} events" for size in self.sizes]
+
     def f1(self, data: str, test: str, method: str, size: int) -> np.ndarray:
         """In per cent, by seed."""
         return self.values(f"tests/{test}/f1", "run", data, method, size)
 
     def margins(self) -> dict[tuple[str, int, str], dict[str, float]]:
         """Points of mean F1 over each baseline, for each data set's first test set, number of events and ours."""
-        baselines = [method for method in self.methods if method not in OURS]
         found: dict[tuple[str, int, str], dict[str, float]] = {}
-        for data, (test, *_) in self.tests.items():
-            for size in TARGET_SIZES:
-                mean = {m: float(self.f1(data, test, m, size).mean()) for m in self.names("run", data)}
-                for ours in OURS:
-                    found[data, size, ours] = {other: mean[ours] - mean[other] for other in baselines}
+        for (data, (test, *_)), size in product(self.tests.items(), TARGET_SIZES):
+            f1 = {method: self.f1(data, test, method, size) for method in self.methods}
+            means = {method: float(values.mean()) for method, values in f1.items() if len(values)}
+            for ours in (method for method in OURS if method in means):
+                others = {method: mean for method, mean in means.items() if method not in OURS}
+                found[data, size, ours] = {other: means[ours] - mean for other, mean in others.items()}
         return found
 
 
