@@ -18,7 +18,6 @@ from transformers import (
     CLIPForImageClassification,
     CLIPTextConfig,
     CLIPTextModel,
-    CLIPVisionConfig,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -31,7 +30,9 @@ from mmlg_hf.data import split_of
 from mmlg_hf.losses import contrastive_loss
 from mmlg_hf.vocabulary import trim_tokenizer
 
-DEPTH, IMAGE_WIDTH, TEXT_WIDTH, HEAD_SIZE, PATCH_SIZE = 3, 192, 128, 32, 16
+SHAPE = {"num_hidden_layers": 3, "hidden_act": "gelu"}
+IMAGE = SHAPE | {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 6, "patch_size": 16}
+TEXT = SHAPE | {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4}
 TEMPERATURE, LEFT_OUT = 0.05, 0.25  # SimCSE's temperature; the share of tokens that a view leaves out
 
 
@@ -84,21 +85,11 @@ def make_encoders(
     }
 
 
-def _shape(width: int) -> dict[str, Any]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": DEPTH,
-        "num_attention_heads": width // HEAD_SIZE,
-        "hidden_act": "gelu",
-    }
-
-
 def _make_image_encoder(train: Any, rows: list[int], processor: Any, folder: Path, **settings: int) -> dict[str, Any]:
     types = sorted(set(train[TYPE]))
     labels = [types.index(name) for name in train[TYPE]]
-    vision = CLIPVisionConfig(**_shape(IMAGE_WIDTH), image_size=IMAGE_SIZE, patch_size=PATCH_SIZE)
-    model = CLIPForImageClassification(CLIPConfig(vision_config=vision, num_labels=len(types)))
+    config = CLIPConfig(vision_config=IMAGE | {"image_size": IMAGE_SIZE}, num_labels=len(types))
+    model = CLIPForImageClassification(config)
     pairs = Rows(pixel_values=photos(processed(train, processor)), labels=labels)
     report = _train(model, torch.utils.data.Subset(pairs, rows), None, folder, **settings)
     model.save_pretrained(folder)
@@ -110,10 +101,8 @@ def _make_text_encoder(train: Any, rows: list[int], processor: Any, folder: Path
     titles = [train[TITLE][row] for row in rows]
     tokenizer, _ = trim_tokenizer(processor.tokenizer, titles)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = CLIPTextConfig(
-        **_shape(TEXT_WIDTH), **special, vocab_size=len(tokenizer), max_position_embeddings=MAX_TOKENS
-    )
-    encoder = CLIPTextModel(config)
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS}
+    encoder = CLIPTextModel(CLIPTextConfig(**TEXT, **special, **sizes))
 
     def collate(batch: list[str]) -> dict[str, torch.Tensor]:
         return dict(tokenizer(batch, padding=True, truncation=True, return_tensors="pt"))
@@ -121,19 +110,15 @@ def _make_text_encoder(train: Any, rows: list[int], processor: Any, folder: Path
     report = _train(TitleModel(encoder), titles, collate, folder, **settings)
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {
-        **report,
-        "task": "next token, and telling titles apart",
-        "parameters": encoder.num_parameters(),
-        "tokens": len(tokenizer),
-    }
+    about = {"task": "next token, and telling titles apart", "parameters": encoder.num_parameters()}
+    return {**report, **about, "tokens": len(tokenizer)}
 
 
 def _train(
     model: nn.Module, rows: Any, collator: Any, folder: Path, *, steps: int, batch_size: int, seed: int
 ) -> dict:
-    logged = {"logging_strategy": "steps", "logging_steps": max(1, steps // 10), "remove_unused_columns": False}
-    args = TrainingArguments(**training(folder, steps, batch_size, 1e-3, weight_decay=0.05, seed=seed, **logged))
+    changes = {"weight_decay": 0.05, "seed": seed, "remove_unused_columns": False}
+    args = TrainingArguments(**training(folder, steps, batch_size, 1e-3, max(1, steps // 10), **changes))
     started = time.time()
     trainer = Trainer(model, args, train_dataset=rows, data_collator=collator)
     trainer.train()

@@ -71,7 +71,9 @@ def page(folder: Path) -> str:
         for figure, name in FIGURES.items():
             found = runs.ratios(share, figure)
             best, above = runs.best_below(found), ", ".join(frugal_above(found)) or "none"
-            frugal = f"{best}, the best below 1 % trained, {found[best]:.2f}" if best else "no recipe below 1 % trained"
+            frugal = (
+                f"{best}, the best below 1 % trained, {found[best]:.2f}" if best else "no recipe below 1 % trained"
+            )
             verdicts.append(
                 f"{float(share):.0%} of the pairs, {name} as a share of full's: "
                 f"lilt ({runs.trained('lilt'):.1f}% trained) {found['lilt']:.2f}; "

@@ -100,8 +100,7 @@ class Study:
 
     def common(self, folder: Path, seed: int, rate: float, steps: int = -1) -> dict[str, Any]:
         """Training arguments that all arms share; -1 steps leaves the length to the epochs."""
-        logged = {"logging_strategy": "steps", "logging_steps": 10}
-        return training(folder, steps, self.options.batch_size, rate, weight_decay=0.05, seed=seed, **logged)
+        return training(folder, steps, self.options.batch_size, rate, 10, weight_decay=0.05, seed=seed)
 
     def evaluate(self, model: Any, split: str = "test") -> dict[str, float]:
         """Measure a model on a split of the product photos, and on the clothes."""

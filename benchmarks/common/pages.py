@@ -40,9 +40,10 @@ def grid(corner: str, rows: Iterable[Any], columns: Iterable[Any], cell: Callabl
 
 
 def where(results: dict[str, Any]) -> str:
-    """Where results were measured, as their file says."""
-    hardware = results.get("hardware") or results["processor"]
-    return f"Measured on: {hardware}, torch {results['torch']}, at commit {(results['commit'] or 'unknown')[:7]}."
+    """Where results were measured, and what else there is to know of them, as their file says."""
+    hardware, commit = results.get("hardware") or results["processor"], (results["commit"] or "unknown")[:7]
+    lines = [f"Measured on: {hardware}, torch {results['torch']}, at commit {commit}.", *results.get("notes", ())]
+    return "\n\n".join(lines)
 
 
 def fill(folder: Path, **values: Any) -> str:

@@ -11,7 +11,9 @@ from mmlg_hf.evaluation import class_embeddings
 from mmlg_hf.metrics import classification_results, label_ranks, retrieval_results
 
 
-def training(folder: Path | str, steps: int, batch_size: int, rate: float, **changes: Any) -> dict[str, Any]:
+def training(
+    folder: Path | str, steps: int, batch_size: int, rate: float, log_every: int | None = None, **changes: Any
+) -> dict[str, Any]:
     """Settings of a `TrainingArguments` for a run that is measured at its end: a tenth of warm-up, then a cosine."""
     settings = {
         "output_dir": str(folder),
@@ -21,7 +23,8 @@ def training(folder: Path | str, steps: int, batch_size: int, rate: float, **cha
         "learning_rate": rate,
         "warmup_steps": 0.1,
         "lr_scheduler_type": "cosine",
-        "logging_strategy": "no",
+        "logging_strategy": "steps" if log_every else "no",
+        "logging_steps": log_every or 1,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
