@@ -19,7 +19,7 @@ import json
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class Study:
         return training(self.work / "trainer", steps, self.options.batch_size, rate, **changes)
 
     def run(
-        self, method: str, size: Size, seed: int, genes_of: int, rate: float, steps: int, split: str, at: Sequence[int]
+        self, method: str, seed: int, genes_of: int, steps: int, split: str, at: Sequence[int], size: Size, rate: float
     ) -> dict[str, Any]:
         """Start a model and fine-tune it, measured on a split at some of the steps; seconds are those of training."""
         model = STARTS[method](self.sources(genes_of), *size, seed)
@@ -172,73 +172,59 @@ class Study:
         return found | {"curve": curve.points}
 
     def classify(
-        self, task: str, method: str, size: Size, seed: int, genes_of: int, rate: float, split: str
+        self, task: str, method: str, seed: int, genes_of: int, split: str, size: Size, rate: float
     ) -> dict[str, Any]:
         """An image-only or text-only descendant as a classifier."""
         model = STARTS[method](self.sources(genes_of), *size, seed)
         arguments = self.arguments(self.options.encoder_steps, rate)
         return {"rate": rate, **train_classifier(model, self.tasks[task], arguments, seed, split)}
 
-    def best_rate(
-        self, key: str, rates: list[float], score: Callable[[dict], float], make: Callable[[Size, float], dict]
-    ) -> float:
-        """The rate with the best score on validation, summed over the tuning sizes."""
+    def best_rate(self, key: str, rates: list[float], figure: str, make: Callable[..., dict]) -> float:
+        """The rate with the best figure on validation, summed over the tuning sizes; `make` takes size and rate."""
 
         def total(rate: float) -> float:
-            sizes = self.options.tuning_sizes
-            return sum(score(self.results.run(f"{key}/{name_of(size)}/{rate:g}", make, size, rate)) for size in sizes)
+            runs = {name_of(size): size for size in self.options.tuning_sizes}
+            found = [self.results.run(f"{key}/{name}/{rate:g}", make, size, rate) for name, size in runs.items()]
+            return sum(run["curve"][-1][figure] if "curve" in run else run[figure] for run in found)
 
         return max(rates, key=total)
 
-    def rate(self, method: str, genes_of: int) -> float:
-        """The rate of the best recall. That of long curves is tried for a tenth of theirs, but not below 300 steps."""
-        long = self.options.long
-        steps = max(long // 10, min(long, 300)) if long else self.options.steps
-
-        def make(size: Size, rate: float) -> dict[str, Any]:
-            return self.run(method, size, TUNING_SEED, genes_of, rate, steps, "validation", [steps])
-
-        score = lambda run: run["curve"][-1]["mean_R@10"]  # noqa: E731
-        return self.best_rate(f"tuning/{method}", self.options.rates, score, make)
-
-    def encoder_rate(self, task: str, method: str, genes_of: int) -> float:
-        def make(size: Size, rate: float) -> dict[str, Any]:
-            return self.classify(task, method, size, TUNING_SEED, genes_of, rate, "validation")
-
-        return self.best_rate(f"tuning-{task}/{method}", self.options.encoder_rates, lambda run: run["top1"], make)
-
     def run_all(self) -> None:
         """Do all runs that the results file does not hold yet."""
-        options = self.options
-        steps, long = options.steps, options.curve_steps
-        at = [0, *(max(round(long * share), 1) for share in CURVE_SHARES)]
+        options, steps, long = self.options, self.options.steps, self.options.long
+        at = [0, *(max(round(options.curve_steps * share), 1) for share in CURVE_SHARES)]
         # Sizes, steps, split and measured steps of each part.
         parts = {
             "family": [(options.sizes, steps, "test", [0, steps]), (options.untrained_sizes, 0, "test", [0])],
-            "curves": [(options.curve_sizes, long, "validation", at)],
+            "curves": [(options.curve_sizes, options.curve_steps, "validation", at)],
         }
+        tried = max(long // 10, min(long, 300)) if long else steps  # rates of long curves: a tenth of their steps
         rates: dict[str, float] = {}
         for seed in options.seeds:
             self.describe(self.sources(seed))
-            rates = rates or {method: self.rate(method, seed) for method in options.methods}
+            for method in options.methods if not rates else ():
+                make = partial(self.run, method, TUNING_SEED, seed, tried, "validation", [tried])
+                rates[method] = self.best_rate(f"tuning/{method}", options.rates, "mean_R@10", make)
             for part, method in product(parts, options.methods):
                 for sizes, *how in parts[part] if part in options.parts else ():
-                    for size in sizes:
-                        key = f"{part}/{method}/{name_of(size)}/{seed}"
-                        self.results.run(key, self.run, method, size, seed, seed, rates[method], *how)
+                    make = partial(self.run, method, seed, seed, *how)
+                    self.run_sizes(f"{part}/{method}", seed, sizes, make, rates[method])
         for seed, method, task in product(options.seeds, options.methods, self.tasks):
             if "encoders" in options.parts:
-                rate = self.encoder_rate(task, method, seed)
-                for size in options.encoder_sizes:
-                    key = f"{task}/{method}/{name_of(size)}/{seed}"
-                    self.results.run(key, self.classify, task, method, size, seed, seed, rate, "test")
+                make = partial(self.classify, task, method, TUNING_SEED, seed, "validation")
+                rate = self.best_rate(f"tuning-{task}/{method}", options.encoder_rates, "top1", make)
+                make = partial(self.classify, task, method, seed, seed, "test")
+                self.run_sizes(f"{task}/{method}", seed, options.encoder_sizes, make, rate)
+
+    def run_sizes(self, key: str, seed: int, sizes: list[Size], make: Callable[..., dict], rate: float) -> None:
+        for size in sizes:
+            self.results.run(f"{key}/{name_of(size)}/{seed}", make, size, rate)
 
     def describe(self, sources: Sources) -> None:
         """What the figures are measured against: the ancestor's own, sizes in bytes and FLOPs, the genes' cost."""
-        sizes = {}
-        for size in [*self.options.sizes, *self.options.untrained_sizes]:
-            found = measure_size(sources.config(*size))
-            sizes[name_of(size)] = {"parameters": found.parameters, "gflops": gflops(found)}
+        every = [*self.options.sizes, *self.options.untrained_sizes]
+        found = {name_of(size): measure_size(sources.config(*size)) for size in every}
+        sizes = {name: {"parameters": own.parameters, "gflops": gflops(own)} for name, own in found.items()}
         own_gflops = gflops(measure_size(self.ancestor.config))
         gene = gene_config(self.ancestor, num_multimodal_blocks=1, num_unimodal_blocks=1, mixing="linear")
         genes = dict(self.results.found.get("genes", {}))  # a run of some methods leaves what others recorded
