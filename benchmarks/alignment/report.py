@@ -107,6 +107,7 @@ def plots(folder: Path) -> dict[str, Figure]:
         before = 100 * runs.results["before"][name]
         changes[f"{modality} encoder"] = [runs.values(name, "run", recipe, most) - before for recipe in runs.recipes]
     bars(forgotten, runs.recipes, changes, ["C0", "C1"])
+    forgotten.legend(fontsize=8)
     forgotten.tick_params("x", rotation=45)
     forgotten.axhline(0, color="black", linewidth=0.8)
     forgotten.set(ylabel="change of the linear probe, points", title="Forgetting")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.common.pages import bars, fill, panels
+from benchmarks.common.pages import bars, fill, legend_below, panels
 from benchmarks.common.results import Runs, read
 from benchmarks.common.targets import target
 
@@ -87,6 +87,7 @@ def plot_throughput(runs: Arms) -> Figure:
     ratios = {kind: [runs.speeds(kind)[name] for name in sizes] for kind in ("forward", "training")}
     names = [f"{name}\nbatch {size}" for name, size in sizes.items()]
     bars(panel, names, ratios, ["C0", "C1"], labels="{:.2f}")
+    legend_below(figure, 2)
     panel.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
     panel.set_ylabel("pairs per second, dense = 1")
     dense = runs.throughput["batch_sizes"]["dense"]

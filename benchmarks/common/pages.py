@@ -86,7 +86,6 @@ def bars(panel: Any, names: list[str], groups: dict[str, Iterable[Any]], colors:
         if style.get("labels"):
             panel.bar_label(drawn, [style["labels"].format(mean) for mean in means], fontsize=8)
     panel.set_xticks(range(len(names)), names, fontsize=8)
-    panel.legend(fontsize=8)
 
 
 def legend_below(figure: Figure, columns: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.common.pages import bars, fill, panels
+from benchmarks.common.pages import bars, fill, legend_below, panels
 from benchmarks.common.results import Runs, read
 from mmlg_hf.demo import STARTS
 
@@ -36,6 +36,7 @@ def plots(folder: Path) -> dict[str, Figure]:
         for key, label in zip(STARTS, ("the gene", "scratch"), strict=True)
     }
     bars(panel, names, groups, ["C0", "C7"])
+    legend_below(figure, 2)
     panel.set(ylim=(0, 100), ylabel="test accuracy (%)")
     panel.set_title(
         f"After {sizes[0]['steps']} steps; mean and std of {len(results['runs'])} seeds", fontsize="medium"
