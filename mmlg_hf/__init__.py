@@ -21,7 +21,7 @@ def lazy_names(package: str, module_of: Mapping[str, str]) -> tuple[Callable[[st
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f".{module_of[name]}", package), name)
 
-    return get, lambda: sorted({*module_of, "__all__"})
+    return get, lambda: sorted(module_of)
 
 
 _MODULE_OF = {
@@ -46,7 +46,12 @@ _MODULE_OF = {
 }
 
 __all__ = ["__version__", *_MODULE_OF]
-__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
+__getattr__, _ = lazy_names(__name__, _MODULE_OF)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 try:
     __version__ = version("mmlg_hf")

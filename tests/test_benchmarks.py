@@ -1,15 +1,23 @@
-"""The starts that the initialisation study compares, by their published rules; and its report against its results."""
+"""The starts that the family study compares, by their published rules; and every page against its results."""
 
+import importlib
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from pico import pico_clip
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import report
-from benchmarks.cost import muon_gflops
-from benchmarks.initialisers import INITIALISERS, Sources, StageWiseModel, turned_ancestor
+from benchmarks import __main__ as benchmarks
+from benchmarks.common.options import read_settings, settings_of
+from benchmarks.common.pages import grid, told
+from benchmarks.common.results import Results, Runs, compact, read
+from benchmarks.common.targets import target
+from benchmarks.family.cost import muon_gflops
+from benchmarks.family.starts import STARTS, Sources, StageWiseModel, turned_ancestor
 from mmlg_hf import LearngeneModel
 from mmlg_hf.extraction.ancestors import gene_config
 
@@ -39,7 +47,7 @@ def weight(model, layer, name="mlp.fc1.weight"):
 
 
 def test_weight_selection_takes_the_first_layers_and_evenly_spaced_indices(sources):
-    small = INITIALISERS["weight selection"](sources, 2, 16, 0)
+    small = STARTS["weight selection"](sources, 2, 16, 0)
     rows, columns = torch.linspace(0, 127, 64).round().long(), torch.linspace(0, 31, 16).round().long()
     for layer in range(2):
         torch.testing.assert_close(weight(small, layer), weight(sources.ancestor, layer)[rows][:, columns])
@@ -47,7 +55,7 @@ def test_weight_selection_takes_the_first_layers_and_evenly_spaced_indices(sourc
 
 
 def test_inheritance_takes_every_second_layer_and_leading_slices(sources):
-    small = INITIALISERS["TinyCLIP inheritance"](sources, 2, 16, 0)
+    small = STARTS["TinyCLIP inheritance"](sources, 2, 16, 0)
     for layer in range(2):
         torch.testing.assert_close(weight(small, layer), weight(sources.ancestor, 2 * layer)[:64, :16])
 
@@ -56,13 +64,13 @@ def test_inheriting_everything_gives_the_ancestor_turned_or_not(sources):
     with torch.no_grad():
         wanted = sources.ancestor(**inputs())
         for name in ("weight selection", "TinyCLIP inheritance", "rotated inheritance"):
-            found = INITIALISERS[name](sources, 4, 32, 0).eval()(**inputs())
+            found = STARTS[name](sources, 4, 32, 0).eval()(**inputs())
             torch.testing.assert_close(found.image_embeds, wanted.image_embeds, rtol=0, atol=1e-4)
             torch.testing.assert_close(found.text_embeds, wanted.text_embeds, rtol=0, atol=1e-4)
 
 
 def test_scratch_depends_on_the_seed_alone(sources):
-    first, again, other = (INITIALISERS["scratch"](sources, 2, 16, seed) for seed in (0, 0, 1))
+    first, again, other = (STARTS["scratch"](sources, 2, 16, seed) for seed in (0, 0, 1))
     assert torch.equal(weight(first, 0), weight(again, 0))
     assert not torch.equal(weight(first, 0), weight(other, 0))
 
@@ -82,13 +90,129 @@ def test_layers_of_one_stage_share_a_block(sources, depth, stages):
         torch.testing.assert_close(weight(model, layer), block["mlp.fc1.weight"][stage])
 
 
-def test_the_report_is_what_the_results_say():
-    text, rows = report.render(report.read, json.loads(report.ZOO.read_text()))
-    assert text == report.README.read_text()
-    assert json.loads(json.dumps(rows)) == report.read("summary.json")
-    assert "{{" not in text
-    for picture in ("curves", "maps", "storage"):
-        assert (report.RESULTS / f"initialisation_{picture}.png").stat().st_size > 10_000
+PROGRAMS = [*benchmarks.STUDIES, "make.ancestor", "make.gene", "make.pair", "make.mixture"]
+
+
+@pytest.mark.parametrize("study", benchmarks.STUDIES)
+def test_the_page_of_a_study_is_what_its_results_say(study):
+    report, folder = importlib.import_module(f"benchmarks.{study}.report"), benchmarks.FOLDER / study
+    text = (folder / "README.md").read_text()
+    assert report.page(folder / "results") == text
+    assert (
+        text.index("**Asked.**") < text.index("**Came out.**") < text.index("](results/") < text.index("Measured on:")
+    )
+
+
+@pytest.mark.parametrize("study", benchmarks.STUDIES)
+def test_every_picture_is_drawn_from_the_results_and_shown_on_the_page(study):
+    report, folder = importlib.import_module(f"benchmarks.{study}.report"), benchmarks.FOLDER / study
+    pictures = {path.name for path in (folder / "results").glob("*.png")}
+    assert pictures >= {f"{name}.png" for name in report.plots(folder / "results")}
+    for name in pictures:
+        assert (folder / "results" / name).stat().st_size > 10_000
+        assert f"](results/{name})" in (folder / "README.md").read_text()
+
+
+def test_the_summary_and_the_page_of_all_are_what_the_studies_say():
+    rows = benchmarks.summary()
+    assert json.loads(json.dumps(rows)) == read(benchmarks.SUMMARY)
+    assert benchmarks.page(rows) == (benchmarks.FOLDER / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(benchmarks.FOLDER.glob("*/results/*.json")), ids=lambda path: path.stem)
+def test_results_are_kept_with_a_line_for_each_run_and_say_where_they_were_measured(path):
+    found = read(path)
+    assert path.read_text() == compact(found)
+    assert {"commit", "python", "torch"} <= set(found)
+    lines = path.read_text().splitlines()
+    assert all(any(line.startswith(f"{json.dumps(key)}: ") for line in lines) for key in found.get("runs", {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["", *PROGRAMS])
+def test_every_program_says_what_it_does(program):
+    command = [sys.executable, "-m", f"benchmarks.{program}".rstrip("."), "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"})
+    assert "usage:" in told.stdout
+
+
+def test_a_run_is_made_once_and_other_settings_are_refused(tmp_path):
+    path, made = tmp_path / "results" / "study.json", []
+
+    def make(value):
+        made.append(value)
+        return {"figure": value}
+
+    for _ in range(2):
+        results = Results(path, {"steps": 3, "sizes": [(2, 16)]})
+        results.save(seeds=[0, 1])
+        assert [results.run(f"arm/{seed}", make, 0.5 + seed) for seed in (0, 1)] == [{"figure": 0.5}, {"figure": 1.5}]
+    assert made == [0.5, 1.5]
+    found = read(path)
+    assert next(iter(found)) == "settings"
+    assert list(found)[-1] == "runs"
+    assert found["seeds"] == [0, 1]
+    assert found["torch"] == torch.__version__
+    with pytest.raises(SystemExit, match="other settings"):
+        Results(path, {"steps": 4, "sizes": [(2, 16)]})
+
+
+def test_going_on_without_a_new_run_leaves_where_it_was_measured(tmp_path):
+    path = tmp_path / "study.json"
+    path.write_text(compact({"settings": {}, "commit": "abc", "runs": {"arm/0": {"figure": 1}}}))
+    results = Results(path, {})
+    results.run("arm/0", dict)
+    results.save(seeds=[0])
+    assert read(path)["commit"] == "abc"
+
+
+def test_runs_are_found_by_the_parts_of_their_keys():
+    runs = {"run/a/10/0": {"f": {"x": 0.25}}, "run/a/10/1": {"f": {"x": 0.75}}, "run/b/10/0": {"f": {"x": 1.0}}}
+    found = Runs({"settings": {}, "runs": runs})
+    assert found.names("run") == ["a", "b"]
+    assert found.values("f/x", "run", "a", 10).tolist() == [25.0, 75.0]
+    assert told(found.values("f/x", "run", "a")) == "50.0 ± 35.4"
+    assert told(found.values("f/x", "run", "b")) == "100.0"
+    assert told(found.values("f/x", "run", "c")) == ""
+
+
+def test_a_table_has_a_cell_for_each_row_and_column():
+    assert grid("n", [1, 2], [3, 4], lambda row, column: row * column) == (
+        "| n | 3 | 4 |\n|---|---:|---:|\n| 1 | 3 | 4 |\n| 2 | 6 | 8 |"
+    )
+
+
+def test_a_target_says_its_spread_and_one_seed_has_none():
+    assert target("ahead", [1.0, 2.0], True)["measured"] == {"mean": 1.5, "std": 0.71, "seeds": 2}
+    assert target("ahead", [1.0], False)["measured"] == {"mean": 1.0, "std": None, "seeds": 1}
+
+
+@pytest.mark.parametrize(
+    ("study", "results", "left_out"),
+    [
+        ("alignment", "alignment", ()),
+        ("clip_moe", "clip_moe", ("data", "clothing", "seeds")),
+        ("extraction", "choices", ("data", "ancestor", "only")),
+    ],
+)
+def test_committed_results_can_be_gone_on_with(study, results, left_out, monkeypatch):
+    """Their settings are named as the program names them today."""
+    program = importlib.import_module(f"benchmarks.{study}.__main__")
+    monkeypatch.setattr(sys, "argv", [study])
+    names = ("data", "tokenizer", "seeds", "quick") if study == "alignment" else ("data", "quick")
+    names = ("data",) if study == "extraction" else names
+    options = program.parse(None, *names, settings=program.SETTINGS)
+    more = set(program.SETTINGS["experts"]) if study == "clip_moe" else set()
+    committed = read(benchmarks.FOLDER / study / "results" / f"{results}.json")["settings"]
+    assert set(settings_of(options, *left_out)) | more == set(committed)
+
+
+def test_the_family_is_measured_with_the_settings_of_its_file():
+    program = importlib.import_module("benchmarks.family.__main__")
+    settings = read_settings(program.__file__)["configurations"]["fashion"]["settings"]
+    committed = read(benchmarks.FOLDER / "family" / "results" / "family.json")["settings"]
+    assert settings == {name: committed[name] for name in settings}
+    assert set(committed) - set(settings) == {"configuration", "quick"}
 
 
 def test_the_flops_of_muon_are_those_that_torch_counts():

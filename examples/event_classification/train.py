@@ -5,7 +5,7 @@
         --planes yz,xy,xz --charge-scale log --decades 4 --output-dir out
     python examples/event_classification/train.py --data O16_size512.npy --label-row -2 --output-dir out
 
-The defaults are what the validation events of `benchmarks.event_classification` chose at 200 events.
+The defaults are what the validation events of `benchmarks.events` chose at 200 events.
 """
 
 import json

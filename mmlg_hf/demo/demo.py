@@ -50,7 +50,7 @@ class DemoSettings:
 
     Attributes:
         train_images: labelled images that everything is fine-tuned on.
-        validation_images: images of the curves, and of the choice of learning rates by `benchmarks/demo_tuning.py`.
+        validation_images: images of the curves, and of the choice of learning rates by `benchmarks.demo --tune`.
         steps: of each classifier, from the gene and from scratch alike.
         batch_size: images, or image-caption pairs, of a step.
         eval_every: steps between two points of a curve.

@@ -1,0 +1,72 @@
+"""The runs of the study as arrays, for its tables and plots."""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common.results import Runs
+
+Array = Any
+# What single encoders are measured on, by the modality of the descendants.
+ENCODER_TASKS = {"clothes": "image-only", "digits": "image-only", "titles": "text-only"}
+
+
+class Family(Runs):
+    """The study's figures in per cent, one value for each seed.
+
+    Attributes:
+        tasks: of single encoders, those that all methods were measured on.
+    """
+
+    def __init__(self, results: dict[str, Any]) -> None:
+        super().__init__(results)
+        self.methods = self.names("family") or self.names("curves")
+        self.sizes, (self.curve_size, *_) = (
+            [f"{depth}x{width}" for depth, width in self.settings[name]] for name in ("sizes", "curve_sizes")
+        )
+        self.tasks = {
+            task: kind
+            for task, kind in ENCODER_TASKS.items()
+            if all(self.all(task, method) for method in self.methods)
+        }
+
+    def of(self, method: str, size: str, when: str, figure: str) -> Array:
+        """One figure of one descendant, by seed: [seeds]."""
+        point = {"before": 0, "after": -1}[when]
+        runs = self.all("family", method, size)
+        return 100 * np.array([run["curve"][point][figure] for run in runs])
+
+    def mean(self, method: str, when: str, figure: str) -> Array:
+        """The family's mean by seed: [seeds]."""
+        return np.mean([self.of(method, size, when, figure) for size in self.sizes], axis=0)
+
+    def margin(self, method: str, other: str, figure: str) -> Array:
+        """The difference of the family's means after fine-tuning, by seed that both have: [seeds]."""
+        return difference(self.mean(method, "after", figure), self.mean(other, "after", figure))
+
+    def curve(self, method: str, figure: str = "mean_R@10") -> tuple[Array, Array]:
+        """Steps [S] and the figure [seeds, S] of the size whose curve was measured."""
+        curves = [run["curve"] for run in self.all("curves", method, self.curve_size)]
+        steps = np.array([point["step"] for point in curves[0]])
+        return steps, 100 * np.array([[point[figure] for point in curve] for curve in curves])
+
+    def seconds(self, method: str) -> float:
+        """Seconds that a curve's training took, the median over seeds."""
+        return float(np.median(self.values("seconds", "curves", method, self.curve_size, scale=1)))
+
+    def classifier(self, method: str, task: str) -> Array:
+        """Mean accuracy over the sizes of image-only or text-only descendants, by seed."""
+        return np.mean([self.values("top1", task, method, size) for size in self.names(task, method)], axis=0)
+
+    def stored_megabytes(self, method: str) -> float | None:
+        """What has to be kept to start all sizes, in float16; None for what starts from nothing."""
+        if method.startswith("scratch"):
+            return None
+        genes = {key.split("/")[1]: record for key, record in self.results["genes"].items()}
+        return 2 * genes.get(method, self.results["ancestor"])["parameters"] / 1e6
+
+
+def difference(ours: Array, theirs: Array) -> Array:
+    """By seed that both have."""
+    seeds = min(len(ours), len(theirs))
+    return ours[:seeds] - theirs[:seeds]

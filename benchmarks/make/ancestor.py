@@ -1,0 +1,95 @@
+"""Train the ancestor CLIP that the bundled gene is extracted from, on product photos.
+
+    python -m benchmarks.make.ancestor --output runs/ancestor [--data FOLDER] [--tokenizer FOLDER]
+
+Resumes from the last checkpoint in the output folder. About 40 minutes on two cores.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import CLIPConfig, CLIPModel, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from benchmarks.common.fashion import IMAGE_SIZE, MAX_TOKENS, TITLE, load_splits, make_processor, processed
+from benchmarks.common.options import parse
+from benchmarks.common.training import training
+from mmlg_hf.saving import write_json
+from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
+
+
+def ancestor_config(tokenizer) -> CLIPConfig:
+    """Unequal encoders in the proportion of CLIP B (768 / 512): 6 layers x 192 for images, 6 x 128 for text."""
+    common = {"hidden_act": "gelu", "num_hidden_layers": 6, "projection_dim": 128}
+    vision = {"image_size": IMAGE_SIZE, "patch_size": 8, "hidden_size": 192, "num_attention_heads": 6}
+    text = {"vocab_size": len(tokenizer), "hidden_size": 128, "num_attention_heads": 4}
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return CLIPConfig(
+        vision_config=common | vision | {"intermediate_size": 768},
+        text_config=common | text | special | {"intermediate_size": 512, "max_position_embeddings": MAX_TOKENS},
+        projection_dim=128,
+    )
+
+
+def train_ancestor(
+    config: CLIPConfig,
+    rows: Dataset,
+    processor: Any,
+    output: str,
+    steps: int,
+    batch_size: int,
+    text_column: str = "text",
+    **changes: Any,
+) -> tuple[CLIPModel, ContrastiveTrainer, float]:
+    """Train a CLIP from scratch, from the last checkpoint in the folder if there is one; save it with its processor.
+
+    Returns the model, its trainer and the seconds it took.
+    """
+    settings = training(output, steps, batch_size, 1e-3, weight_decay=0.1, adam_beta2=0.98, disable_tqdm=False)
+    settings |= {"warmup_steps": steps // 20, "logging_strategy": "steps", "logging_steps": 25}
+    settings |= {"save_strategy": "steps", "save_steps": 100, "save_total_limit": 1}
+    args = TrainingArguments(**(settings | changes))
+    set_seed(args.seed)
+    model = CLIPModel(config)
+    collator = ImageTextCollator(processor, pad_to_multiple_of=processor.tokenizer.model_max_length)
+    train = processed(rows, processor, text_column)
+    trainer = ContrastiveTrainer(model, args, train_dataset=train, data_collator=collator)
+    started = time.time()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if Path(output).exists() else None)
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
+    return model, trainer, time.time() - started
+
+
+def main() -> None:
+    options = parse(
+        __doc__,
+        *("data", "tokenizer"),
+        output=("runs/ancestor", "folder of the model and its checkpoints"),
+        steps=(2400, "of training"),
+        batch_size=(128, "pairs a step"),
+        learning_rate=(1e-3, "peak learning rate"),
+        seed=(0, "of weights and order"),
+        torch_compile=(False, "needs a C++ compiler; a fifth faster on a CPU"),
+    )
+    processor = make_processor(options.tokenizer)
+    config, rows = ancestor_config(processor.tokenizer), load_splits(options.data)["train"]
+    changes = {name: getattr(options, name) for name in ("learning_rate", "seed", "torch_compile")}
+    length = (options.steps, options.batch_size)
+    model, trainer, seconds = train_ancestor(config, rows, processor, options.output, *length, TITLE, **changes)
+    record = {
+        **vars(options),
+        "train_pairs": len(trainer.train_dataset),
+        "seconds": round(seconds),
+        "parameters": model.num_parameters(),
+        "torch": torch.__version__,
+        "log": trainer.state.log_history,
+    }
+    write_json(Path(options.output, "training.json"), record)
+
+
+if __name__ == "__main__":
+    main()
