@@ -197,7 +197,6 @@ def test_the_citation_names_the_version_of_the_package():
     assert all("authors" in entry for entry in [citation, *citation["references"]])
 
 
-@pytest.mark.xfail(strict=True, reason="written for the layout that the modules are about to move to")
 def test_where_what_goes_names_files_that_are_there():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:mmlg_hf|tests|docs|upload|benchmarks)/[\w./]*)`", text)
