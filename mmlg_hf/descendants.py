@@ -32,6 +32,7 @@ def from_learngene(
     cache_dir: str | os.PathLike | None = None,
     local_files_only: bool = False,
     subfolder: str = "",
+    attn_implementation: str | None = None,
     **config_overrides: Any,
 ) -> Any:
     """Grow a stock transformers CLIP model of any depth, width and modality from a learngene (arXiv 2506.16673).
@@ -56,6 +57,7 @@ def from_learngene(
         cache_dir: where downloads are kept; None takes the Hub cache.
         local_files_only: load from the cache without asking the Hub.
         subfolder: folder inside the repository; "" is its root.
+        attn_implementation: how attention is computed, e.g. "eager" or "sdpa"; None takes transformers' choice.
         config_overrides: other fields of the stock config, e.g. `attention_dropout=0.1`.
 
     Returns:
@@ -81,5 +83,6 @@ def from_learngene(
         label2id=label2id,
         dtype=dtype,
         device_map=device_map,
+        attn_implementation=attn_implementation,
         **config_overrides,
     )

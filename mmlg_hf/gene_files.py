@@ -3,6 +3,8 @@
 import json
 import os
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from transformers import initialization as init
 
 from .checkpoints import damage_of, locate_learngene, stored_processor
 from .errors import LearngeneError, first_line
-from .hub import PICKLED_WEIGHTS, check_subfolder, fetch_learngene
+from .hub import PICKLED_WEIGHTS, check_subfolder, fetch_learngene, upload_folder_of
 from .saving import WEIGHTS, WEIGHTS_INDEX, code_saved_along, is_needed, read_index, save_wholly, split_by_part
 
 # The types in which weights may be stored, as safetensors names them.
@@ -302,6 +304,49 @@ class StrictLoadingMixin:
             model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
         info: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
         return model.eval(), info
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        with_code: bool = False,
+        commit_message: str = "Upload a learngene",
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **card: Any,
+    ) -> Any:
+        """Upload what `save_pretrained` writes, with the gene's card, in one commit.
+
+        Args:
+            repo_id: "namespace/name", made if need be.
+            with_code: see `save_pretrained`.
+            commit_message, commit_description, private, token, revision, create_pr: as of
+                `PreTrainedModel.push_to_hub`.
+            card: settings of `mmlg_hf.create_model_card`, such as `results`, `license` and `data_license`.
+
+        Returns:
+            `huggingface_hub.CommitInfo`.
+        """
+
+        def write(folder: Path) -> None:
+            self.save_pretrained(folder, with_code=with_code)
+            # By name: where a gene came with its own code, this package and its cards are not there.
+            if find_spec("mmlg_hf"):
+                import_module("mmlg_hf.cards").save_model_card(folder, repo_id=repo_id, **card)
+
+        return upload_folder_of(
+            repo_id,
+            write,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            commit_description=commit_description,
+        )
 
     def save_pretrained(
         self,

@@ -58,6 +58,7 @@ class DescendantMixin:
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device_map: Any = None,
+        attn_implementation: str | None = None,
         **config_overrides: Any,
     ):
         """Grow a stock transformers model of the given size from this gene.
@@ -76,7 +77,8 @@ class DescendantMixin:
                 fine-tuned, and "auto" the gene's own. The sums are formed in float32 in any case.
             torch_dtype: transformers' older name for `dtype`.
             device_map: where the descendant is put, as for transformers' `from_pretrained`; None takes the CPU.
-            config_overrides: other fields of the stock config, e.g. `attention_dropout=0.1`.
+            attn_implementation: how attention is computed, e.g. "eager" or "sdpa"; None takes transformers' choice.
+        config_overrides: other fields of the stock config, e.g. `attention_dropout=0.1`.
 
         Returns:
             the model in evaluation mode; no tensor is shared with the gene. Its `name_or_path` is empty: no name
@@ -104,6 +106,11 @@ class DescendantMixin:
         _override(config, modality, config_overrides)
         _record_provenance(config, self.config, modality)
         model = self._build(config, modality, labels is not None, own_head, dtype, device_map)
+        if attn_implementation is not None:
+            try:
+                model.set_attn_implementation(attn_implementation)
+            except (ValueError, ImportError) as error:
+                raise LearngeneError(f"attn_implementation is {attn_implementation!r}: {first_line(error)}") from error
         # Where it comes from, for what can grow it again. Not as `name_or_path`: an adapter and the stock Trainer's
         # card name that as their base, and whoever loads it gets other weights.
         model.config._name_or_path = model.name_or_path = ""  # from_pretrained(None) makes it "None"

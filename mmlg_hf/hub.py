@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -257,6 +258,38 @@ def _remove(path: Path) -> None:
     blob = path.resolve()
     path.unlink(missing_ok=True)
     blob.unlink(missing_ok=True)
+
+
+def upload_folder_of(
+    repo_id: str,
+    write: Callable[[Path], None],
+    *,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    **settings: Any,
+) -> Any:
+    """Have a folder written and upload all of it in one commit.
+
+    Args:
+        repo_id: made if need be.
+        write: writes the files into the folder it is given.
+        private: of a repository that is made; None takes the Hub's default.
+        revision: branch; None takes main.
+        settings: as of `HfApi.upload_folder`: `commit_message`, `commit_description`, `create_pr`.
+
+    Returns:
+        `huggingface_hub.CommitInfo`.
+
+    Raises:
+        LearngeneError: the Hub refuses it, in one sentence.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        write(Path(temporary))
+        with explain_hub_errors(repo_id, revision):
+            api = HfApi(token=token)
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            return api.upload_folder(repo_id=repo_id, folder_path=temporary, revision=revision, **settings)
 
 
 @contextmanager

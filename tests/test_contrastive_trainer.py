@@ -6,7 +6,7 @@ import math
 import peft
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, Image, IterableDataset
 from pico import pico_clip, pico_image, pico_pairs, pico_processor
 from pico_genes import multimodal_gene
 from torch import nn
@@ -468,3 +468,13 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(arguments):
     trainer_of(halves[1], args, train_dataset=pairs).train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-2")
     for weight, expected in zip(halves[1].parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(weight, expected, rtol=0, atol=0)
+
+
+def test_a_damaged_picture_of_a_dataset_is_named_with_its_row_of_the_batch(arguments):
+    rows = pico_pairs(4).cast_column("image", Image(decode=False))
+    broken = rows.map(lambda row, index: {"image": row["image"] if index else {"bytes": b"no", "path": None}},
+                      with_indices=True, features=rows.features)  # fmt: skip
+    decoding = broken.cast_column("image", Image())
+    trainer = trainer_of(pico_clip(), arguments(per_device_train_batch_size=4), train_dataset=decoding)
+    with pytest.raises(LearngeneError, match="the image of row . of the batch cannot be read"):
+        trainer.train()

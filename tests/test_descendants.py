@@ -518,3 +518,11 @@ def test_a_depth_that_no_memory_holds_is_refused(gene):
 def test_an_override_that_cannot_be_is_refused_in_one_sentence(override, gene):
     with pytest.raises(LearngeneError):
         gene.descendant(1, 8, **override)
+
+
+def test_attention_is_computed_as_asked():
+    gene = multimodal_gene()
+    assert gene.descendant(1, attn_implementation="eager").vision_model.config._attn_implementation == "eager"
+    assert gene.descendant(1).vision_model.config._attn_implementation == "sdpa"
+    with pytest.raises(LearngeneError, match="attn_implementation is 'fast'"):
+        gene.descendant(1, attn_implementation="fast")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from transformers.utils.hub import cached_file
 
 from ..checkpoints import read_tensors
 from ..errors import LearngeneError, first_line
+from ..hub import upload_folder_of
 from .encoders import check_base, load_base
 
 if TYPE_CHECKING:
@@ -140,16 +140,11 @@ def push(
     settings: dict[str, Any],
 ) -> str:
     """Upload the model, its processor and its card in one commit; see `DualEncoderModel.push_to_hub`."""
-    from huggingface_hub import HfApi
 
-    from ..hub import explain_hub_errors
-
-    with tempfile.TemporaryDirectory() as temporary:
-        model.save_pretrained(temporary, trained_only=trained_only)
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder, trained_only=trained_only)
         if processor is not None:
-            processor.save_pretrained(temporary)
-        write_card(temporary, model.config, repo_id=repo_id, **card)
-        with explain_hub_errors(repo_id, settings["revision"]):
-            api = HfApi(token=settings.pop("token"))
-            repo_id = api.create_repo(repo_id, private=settings.pop("private"), exist_ok=True).repo_id
-            return str(api.upload_folder(repo_id=repo_id, folder_path=Path(temporary), **settings))
+            processor.save_pretrained(folder)
+        write_card(folder, model.config, repo_id=repo_id, **card)
+
+    return str(upload_folder_of(repo_id, write, **settings))

@@ -101,6 +101,12 @@ def stored_bytes(value: dict[str, Any]) -> bytes | None:
         return file.read()
 
 
+def holds_pictures(dataset: Any) -> bool:
+    """Whether a dataset has a column of pictures that it decodes when a row is read."""
+    features = getattr(dataset, "features", None) or {}
+    return any(isinstance(feature, Image) and feature.decode for feature in features.values())
+
+
 def undecoded(dataset: AnyDataset) -> AnyDataset:
     """Return a dataset whose rows hold pictures as bytes or paths, and plain Python values.
 

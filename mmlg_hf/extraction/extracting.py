@@ -234,5 +234,5 @@ def _process(data: Any, ancestor: Any, processor: Any, args: ExtractionArguments
     with args.main_process_first(desc="processing"):
         if is_classifier(ancestor):
             return process_images(data, getattr(processor, "image_processor", processor), **common)
-        longest = longest_text(processor.tokenizer, ancestor.config.text_config, args.max_length)
-        return process_pairs(data, processor, text_column=args.text_column, max_length=longest, **common)
+        texts: dict[str, Any] = {"text_column": args.text_column, "max_length": args.max_length}
+        return process_pairs(data, processor, text_config=ancestor.config.text_config, **texts, **common)

@@ -9,7 +9,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from ..data import ImageTextCollator
+from ..data import ImageTextCollator, holds_pictures, undecoded
 from ..data.texts import check_tokenizer, text_config_of
 from ..errors import LearngeneError
 from .batches import WholeBatchTrainer, check_is_data
@@ -174,6 +174,8 @@ class ContrastiveTrainer(WholeBatchTrainer):
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         _check_sampling(self.args, dataset)
+        if isinstance(self.data_collator, ImageTextCollator) and holds_pictures(dataset):
+            dataset = undecoded(dataset)  # one that cannot be decoded is met by the collator, which names its row
         return super()._get_dataloader(dataset, *args, **kwargs)
 
 

@@ -147,7 +147,7 @@ def test_pushing_a_gene_and_saving_it_with_push_to_hub_store_it_by_part(publishe
         f"""
         from mmlg_hf import LearngeneModel
         gene = LearngeneModel.from_pretrained({str(tmp_path / "mine")!r})
-        gene.push_to_hub("owner/pushed")
+        gene.push_to_hub("owner/pushed", license="apache-2.0")
         gene.save_pretrained("saved", push_to_hub=True, repo_id="owner/saved", private=True)
         assert same(LearngeneModel.from_pretrained("owner/pushed"), gene_outputs)
         assert same(LearngeneModel.from_pretrained("owner/saved"), gene_outputs)
@@ -155,6 +155,10 @@ def test_pushing_a_gene_and_saving_it_with_push_to_hub_store_it_by_part(publishe
         preamble=ways,
     )
     for name in ("owner/pushed", "owner/saved"):
+        card = published.hub.files(name)["README.md"].decode()
+        assert "More Information Needed" not in card
+        assert f'from_learngene("{name}"' in card
+        assert ("license: apache-2.0" in card) == (name == "owner/pushed")
         assert "model-text.safetensors" in published.hub.files(name)
         assert "model.safetensors" not in published.hub.files(name)
     assert published.hub.repo("owner/saved").private
