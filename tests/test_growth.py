@@ -7,7 +7,7 @@ import torch
 from pico_genes import MIXINGS, multimodal_gene
 from transformers import CLIPConfig
 
-from mmlg_hf import LearngeneError, growth
+from mmlg_hf import LearngeneError, from_learngene, growth
 from mmlg_hf.expansion import IMAGE_AXES, LAYER_AXES, TEXT_AXES, fill_layers, slice_norm_scale
 from mmlg_hf.modeling_learngene import LearngeneModel
 
@@ -156,3 +156,34 @@ def test_a_device_map_or_a_default_device_is_followed_as_by_from_pretrained():
         gene.descendant(2, 16, device_map="nowhere")
     with torch.device("meta"), pytest.raises(LearngeneError, match="no CLIPModel can be built so"):
         gene.descendant(2, 16)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_growing_from_a_folder_copies_nothing_of_the_gene_and_equals_growing_in_memory(
+    modality, stored, tmp_path, monkeypatch
+):
+    gene = multimodal_gene(**MIXINGS["factored tokens"]).to(stored)
+    gene.save_pretrained(tmp_path)
+    expected = gene.descendant(2, 16, modality)
+    opened = []
+    grow = LearngeneModel.descendant
+    monkeypatch.setattr(
+        LearngeneModel, "descendant", lambda self, *a, **kw: opened.append(self) or grow(self, *a, **kw)
+    )
+    grown = from_learngene(tmp_path, 2, 16, modality)
+    assert grown.dtype == torch.float32
+    assert grown.config.to_dict()["learngene"] | {"learngene": None} == expected.config.to_dict()["learngene"]
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(grown.state_dict()[name], weight), name
+    there = [weight for weight in opened[0].parameters() if not weight.is_meta]
+    assert {weight.dtype for weight in there} == {stored}
+    assert from_learngene(gene, dtype="auto").dtype == stored
+
+
+def test_a_gene_whose_sum_alone_overflows_is_taken_for_finite(tmp_path):
+    gene = multimodal_gene()
+    with torch.no_grad():
+        gene.visual_projection.weight.fill_(3e38)
+    gene.save_pretrained(tmp_path)
+    assert from_learngene(tmp_path, 1, 16, "image").visual_projection.weight.max() > 2e38
