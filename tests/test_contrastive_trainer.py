@@ -467,3 +467,14 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(arguments):
     trainer_of(halves[1], args, train_dataset=pairs).train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-2")
     for weight, expected in zip(halves[1].parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(weight, expected, rtol=0, atol=0)
+
+
+def test_the_contrastive_loss_is_computed_once_a_step(arguments):
+    model = pico_clip()
+    trainer = trainer_of(model, arguments())
+    inputs = {**PROCESSOR.tokenizer(["a red square", "pink"], padding=True, return_tensors="pt"), "return_loss": True}
+    inputs["pixel_values"] = torch.randn(2, 3, 16, 16)
+    loss, outputs = trainer.compute_loss(model, inputs, return_outputs=True)
+    assert outputs.loss is None
+    torch.testing.assert_close(loss, model(**inputs).loss)
+    assert inputs["return_loss"]  # the caller's are left as they are
