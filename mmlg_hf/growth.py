@@ -184,9 +184,12 @@ def _fill(model: Any, outer: dict[str, Any], layers: dict[str, tuple[Any, ...]])
         )
     weights = _allocate(model)
     for name, source in outer.items():
-        if isinstance(source, tuple):
-            source = join_table(*(factor.to(sum_type(factor.dtype)) for factor in source))
-        weights[name].copy_(source)
+        if isinstance(source, tuple):  # some rows at a time, so that there is no second table
+            table, projection = (factor.to(sum_type(factor.dtype)) for factor in source)
+            for rows, target in zip(table.split(4096), weights[name].split(4096), strict=True):
+                target.copy_(join_table(rows, projection))
+        else:
+            weights[name].copy_(source)
     stacks: dict[str, dict[str, list[Tensor]]] = {encoder: {name: [] for name in LAYER_AXES} for encoder in layers}
     for full_name, (encoder, name, _) in names.items():
         stacks[encoder][name].append(weights[full_name])
