@@ -8,7 +8,7 @@ import torch
 
 from .configuration_learngene import Size
 from .gene_files import read_dtype
-from .genes import bundled_learngenes, load_learngene, load_processor, locate_learngene
+from .genes import bundled_learngenes, load_learngene, load_processor, locate_learngene, open_to_grow
 from .modeling_learngene import LearngeneMixin
 
 # The loading of genes is in `genes`; these names stay importable from here.
@@ -72,8 +72,7 @@ def from_learngene(
     hub_kwargs = {"revision": revision, "token": token, "cache_dir": cache_dir}
     given: dict[str, Any] = {name: value for name, value in hub_kwargs.items() if value is not None}
     given |= {"local_files_only": local_files_only, "subfolder": subfolder}
-    stored: Any = "auto" if dtype == "auto" else torch.float32
-    gene: Any = load_learngene(learngene, modality=modality, dtype=stored, **given)
+    gene = open_to_grow(learngene, modality, **given)
     return gene.descendant(
         depth,
         width,

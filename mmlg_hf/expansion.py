@@ -10,7 +10,7 @@ With one block each that is M + (l/L) * V, or, with a base of each encoder's own
 The gene's own forward and every descendant are made by the functions below and by nothing else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -167,6 +167,49 @@ def expand_layers(
         if norm_scale != 1 and name in ("layer_norm1.weight", "layer_norm2.weight"):
             expanded[name] = expanded[name] * norm_scale
     return expanded
+
+
+def sum_type(stored: torch.dtype) -> torch.dtype:
+    """The type in which weights stored in a type are summed for a descendant: float32, or their own if it is finer."""
+    return torch.promote_types(stored, torch.float32)
+
+
+# Numbers that `fill_layers` computes at once: few enough to stay in a core's cache until they are written.
+SUMMED_AT_ONCE = 2**18
+
+
+@torch.no_grad()
+def fill_layers(
+    multimodal: Mapping[str, Tensor],
+    unimodal: Mapping[str, Tensor],
+    coefficients: Tensor | Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+    norm_scale: float,
+    layers: Mapping[str, Sequence[Tensor]],
+) -> None:
+    """Write what `expand_layers` computes into the memory of layers that are there, some rows at a time.
+
+    The sums are the same to the last bit, in the blocks' `sum_type`. But only what is kept is read, and it is written
+    once, where `expand_layers` makes one stack of all layers, of which a model's own tensors would be copies.
+
+    Args:
+        multimodal, unimodal, coefficients, sizes, norm_scale: as for `expand_layers`.
+        layers: by layer parameter, the tensor of each layer, of any type and on any device.
+    """
+    for name, axes in LAYER_AXES.items():
+        stacks = [take_slice(group[name], axes, sizes) for group in (multimodal, unimodal) if group]
+        blocks = [block for stack in stacks for block in stack]
+        mixing = coefficients if isinstance(coefficients, Tensor) else coefficients[name]  # [depth, N]
+        mixing = mixing.to(device=blocks[0].device, dtype=sum_type(blocks[0].dtype))
+        rows = max(1, SUMMED_AT_ONCE // (len(mixing) * blocks[0][0].numel()))
+        targets = [layer.split(rows) for layer in layers[name]]
+        for index, parts in enumerate(zip(*(block.split(rows) for block in blocks), strict=True)):
+            with torch.autocast(mixing.device.type, enabled=False):
+                sums = mixing @ torch.stack([part.to(mixing.dtype) for part in parts]).flatten(1)
+            if norm_scale != 1 and name in ("layer_norm1.weight", "layer_norm2.weight"):
+                sums = sums * norm_scale
+            for total, target in zip(sums, targets, strict=True):
+                target[index].copy_(total.view(target[index].shape))
 
 
 def slice_norm_scale(width: int, own_width: int) -> float:

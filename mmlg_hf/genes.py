@@ -40,7 +40,21 @@ def load_learngene(
     Raises:
         LearngeneError: see `LearngeneModel.from_pretrained`.
     """
-    dtype = read_dtype(torch_dtype) if torch_dtype is not None else read_dtype(dtype) or "auto"
+    kind = read_dtype(torch_dtype) if torch_dtype is not None else read_dtype(dtype) or "auto"
+    placed = {} if device_map is None else {"device_map": device_map}
+    return _load(learngene, {"modality": modality, "dtype": kind, **placed}, hub_kwargs)
+
+
+def open_to_grow(learngene: str | os.PathLike | LearngeneMixin, modality: str | None, **hub_kwargs: Any) -> Any:
+    """Open a gene for growing a descendant at once: its weights stay in their files, in the type they are stored in.
+
+    Args and errors as of `load_learngene`. Such a gene can do nothing but grow.
+    """
+    return _load(learngene, {"modality": modality, "dtype": "auto", "_only_to_grow": True}, hub_kwargs)
+
+
+def _load(learngene: Any, settings: dict[str, Any], hub_kwargs: dict[str, Any]) -> Any:
+    """Load by `from_pretrained` of the class that the config says, with these settings."""
     unknown = sorted(set(hub_kwargs) - set(_HUB_KEYWORDS))
     if unknown:
         raise LearngeneError(f"load_learngene takes {', '.join(_HUB_KEYWORDS)}, not {', '.join(unknown)}")
@@ -55,11 +69,10 @@ def load_learngene(
     if os.path.isdir(name):
         folder = Path(name, check_subfolder(hub_kwargs.get("subfolder") or ""))
     else:
-        folder, commit = fetch_learngene(name, modality=modality, with_processor=True, **hub_kwargs)
+        folder, commit = fetch_learngene(name, modality=settings["modality"], with_processor=True, **hub_kwargs)
         # What follows takes this commit's files from the cache: the Hub may have moved on meanwhile.
         hub_kwargs = {**hub_kwargs, "revision": commit, "local_files_only": True, "force_download": False}
     check_folder(folder, os.fspath(learngene))
     config = LearngeneConfig.from_pretrained(folder)
     cls: Any = LearngeneForImageClassification if config.text_config is None else LearngeneModel
-    placed = {} if device_map is None else {"device_map": device_map}
-    return cls.from_pretrained(learngene, modality=modality, dtype=dtype, **placed, **hub_kwargs)
+    return cls.from_pretrained(learngene, **settings, **hub_kwargs)

@@ -18,6 +18,7 @@ from transformers import (
 from .checkpoints import quiet
 from .configuration_learngene import MAX_LABELS, Size, check_size
 from .errors import LearngeneError, first_line
+from .expansion import LAYER_AXES, fill_layers, join_table, sum_type
 from .gene_files import read_dtype
 from .hub import REPO_ID
 from .modeling_text_classification import CLIPTextForSequenceClassification
@@ -122,45 +123,114 @@ class DescendantMixin:
 
     @torch.no_grad()
     def _build(self, config: Any, modality: str, new_head: bool, own_head: bool, dtype: torch.dtype, device_map: Any):
-        """Compute the weights and load them into the stock class, which initialises nothing but a new head."""
+        """Build the stock class and write each of its weights once; transformers initialises a new head alone."""
         encoders = {"image": config.vision_config, "text": config.text_config}
         wanted = encoders if modality == "multimodal" else {modality: encoders[modality]}
-        # The sums are formed in float32 even where the gene was loaded in half precision.
         gene: Any = self
-        if any(parameter.dtype.itemsize < 4 for parameter in gene.parameters()):
-            gene = deepcopy(gene).float()
-        state: dict[str, Tensor] = gene.descendant_state_dict(wanted)
-        if any(weight.is_meta for weight in state.values()):
+        outer, layers = gene.descendant_sources(wanted)
+        if _is_partly_absent(outer, layers):
             raise LearngeneError(
                 f'modality is "{modality}", but this gene was loaded without the weights for it: load it whole, or '
                 f'with modality="{modality}"'
             )
         with_head = new_head or own_head
         cls: Any = DESCENDANTS[modality, with_head]
-        config = config_of(cls, config)
         if with_head:
-            state = {name: weight for name, weight in state.items() if "projection" not in name}
+            outer = {name: weight for name, weight in outer.items() if "projection" not in name}
             if not own_head:
-                state = {name: weight for name, weight in state.items() if not name.startswith("classifier.")}
-        # A copy of every tensor: what grew from the gene must not change with it.
-        state = {name: weight.detach().to(device="cpu", dtype=dtype, copy=True) for name, weight in state.items()}
+                outer = {name: weight for name, weight in outer.items() if not name.startswith("classifier.")}
         try:
-            with quiet():  # or the loading report would call the new head a weight missing from a checkpoint
-                model, found = cls.from_pretrained(
-                    None, config=config, state_dict=state, dtype=dtype, device_map=device_map, output_loading_info=True
-                )
+            model = _build_empty(cls, config_of(cls, config), dtype)
+            _fill(model, outer, layers)
+            model = _place(model, device_map)
         except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+            if isinstance(error, LearngeneError):
+                raise
             raise LearngeneError(f"no {cls.__name__} can be built so: {first_line(error)}") from error
-        missing = {name for name in found["missing_keys"] if not (with_head and name.startswith("classifier."))}
-        if missing or found["unexpected_keys"]:
-            raise LearngeneError(
-                f"the gene does not fit {cls.__name__}: missing {sorted(missing)}, "
-                f"unexpected {sorted(found['unexpected_keys'])}"
-            )
         # transformers #47688: the stock classes ignore num_items_in_batch but are taken to accept it, which scales
         # their update by the number of accumulation steps.
         model.accepts_loss_kwargs = False
         return model
+
+
+def _is_partly_absent(outer: dict[str, Any], layers: dict[str, tuple[Any, ...]]) -> bool:
+    """Whether any of a descendant's sources was not loaded with the gene."""
+    groups = [group for sources in layers.values() for group in sources[:2]]
+    blocks = [block for group in groups for block in group.values()]
+    weights = [weight for source in outer.values() for weight in (source if isinstance(source, tuple) else [source])]
+    return any(weight.is_meta for weight in [*blocks, *weights])
+
+
+def _build_empty(cls: Any, config: Any, dtype: torch.dtype) -> Any:
+    """Build a stock class without memory for its weights, in evaluation mode, as `from_pretrained` begins."""
+    with torch.device("meta"):
+        model = cls._from_config(deepcopy(config), dtype=dtype)  # a copy: the gene's own label names are part of it
+    model._weight_conversions = []  # it is saved under the names it has
+    return model.eval()
+
+
+def _fill(model: Any, outer: dict[str, Any], layers: dict[str, tuple[Any, ...]]) -> None:
+    """Give an empty model memory and write each weight into it, straight from the gene.
+
+    What `from_pretrained` leaves to transformers is left to it here: the classifier if the gene has none, and
+    buffers that are not saved.
+    """
+    empty = dict(model.named_parameters())
+    names = {
+        f"{encoder}.encoder.layers.{layer}.{name}": (encoder, name, layer)
+        for encoder in layers
+        for layer in range(model.get_submodule(f"{encoder}.encoder").config.num_hidden_layers)
+        for name in LAYER_AXES
+    }
+    given = outer.keys() | names.keys()
+    new = {name for name in empty.keys() - given if name.startswith("classifier.")}
+    missing, unexpected = empty.keys() - given - new, given - empty.keys()
+    if missing or unexpected:
+        raise LearngeneError(
+            f"the gene does not fit {type(model).__name__}: missing {sorted(missing)}, unexpected {sorted(unexpected)}"
+        )
+    weights = _allocate(model)
+    for name, source in outer.items():
+        if isinstance(source, tuple):  # some rows at a time, so that there is no second table
+            table, projection = (factor.to(sum_type(factor.dtype)) for factor in source)
+            for rows, target in zip(table.split(4096), weights[name].split(4096), strict=True):
+                target.copy_(join_table(rows, projection))
+        else:
+            weights[name].copy_(source)
+    stacks: dict[str, dict[str, list[Tensor]]] = {encoder: {name: [] for name in LAYER_AXES} for encoder in layers}
+    for full_name, (encoder, name, _) in names.items():
+        stacks[encoder][name].append(weights[full_name])
+    for encoder, sources in layers.items():
+        fill_layers(*sources, stacks[encoder])
+    for name in given:
+        weights[name]._is_hf_initialized = True  # which `initialize_weights` leaves as it is
+    model.initialize_weights()
+
+
+def _allocate(model: Any) -> dict[str, Any]:
+    """Give the parameters and buffers of an empty model memory on the CPU, each its own; return the parameters."""
+    weights = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                memory = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+                module._parameters[name] = torch.nn.Parameter(memory, requires_grad=parameter.requires_grad)
+                weights[f"{prefix}.{name}" if prefix else name] = module._parameters[name]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+    return weights
+
+
+def _place(model: Any, device_map: Any) -> Any:
+    """Put a model where `from_pretrained` would have put it by this `device_map`, or by torch's default device."""
+    default = torch.get_default_device()
+    if device_map is None and default.type == "cpu":
+        return model
+    with quiet():
+        return type(model).from_pretrained(
+            None, config=model.config, state_dict=model.state_dict(), dtype=model.dtype, device_map=device_map
+        )
 
 
 def config_of(cls: Any, config: Any) -> Any:

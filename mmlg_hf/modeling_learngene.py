@@ -33,6 +33,7 @@ from .expansion import (
     mixing_coefficients,
     shares_slope,
     slice_norm_scale,
+    sum_type,
     take_slice,
 )
 from .gene_files import StrictLoadingMixin
@@ -246,7 +247,9 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         depth = depth or self.config.encoder_configs[modality].num_hidden_layers
         if self.config.mixing != "learned":
             return self.fixed_coefficients(depth)
-        learned = interpolate_coefficients(getattr(self, COEFFICIENTS[modality]), depth)  # [depth, parameters, blocks]
+        own = getattr(self, COEFFICIENTS[modality])
+        own = own.to(sum_type(own.dtype))  # between two layers half precision would round
+        learned = interpolate_coefficients(own, depth)  # [depth, parameters, blocks]
         return dict(zip(LAYER_AXES, learned.unbind(1), strict=True))
 
     def layer_weights(self, modality: str, encoder_config=None) -> dict[str, Tensor]:
@@ -260,6 +263,10 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
             for each parameter of CLIP's encoder layer a tensor [depth, ...].
         """
         config = encoder_config or self.config.encoder_configs[modality]
+        return expand_layers(*self.layer_sources(modality, config))
+
+    def layer_sources(self, modality: str, config) -> tuple[Any, ...]:
+        """Return what the layers of one encoder are summed from: the arguments of `expand_layers`."""
         there = self.block_groups()
         multimodal, unimodal = (
             dict(there[group].named_parameters()) if group in there else {} for group in ("multimodal", modality)
@@ -267,7 +274,31 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         coefficients = self.coefficients(modality, config.num_hidden_layers)
         own_width = self.config.encoder_configs[modality].hidden_size
         norm_scale = slice_norm_scale(config.hidden_size, own_width) if self.config.scales_norms(modality) else 1.0
-        return expand_layers(multimodal, unimodal, coefficients, encoder_sizes(config), norm_scale)
+        return multimodal, unimodal, coefficients, encoder_sizes(config), norm_scale
+
+    def outer_weights(self, encoder_configs) -> dict[str, Any]:
+        """Return what a descendant has outside its layers, under stock CLIP's names: slices of the gene's weights.
+
+        A factored token table is a pair of factors, as `join_table` takes them.
+        """
+        own = dict(self.named_parameters())
+        weights: dict[str, Any] = {}
+        for modality, config in encoder_configs.items():
+            axes_of = IMAGE_AXES if modality == "image" else TEXT_AXES
+            sizes = encoder_sizes(config)
+            for name, axes in axes_of.items():
+                if name == TOKEN_EMBEDDING and TOKEN_PROJECTION in own:
+                    weights[name] = own[name], take_slice(own[TOKEN_PROJECTION], ("hidden", None), sizes)
+                elif name in own:
+                    weights[name] = take_slice(own[name], axes, sizes)
+        if len(encoder_configs) == 2:
+            weights["logit_scale"] = own["logit_scale"]
+        return weights
+
+    def descendant_sources(self, encoder_configs) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
+        """Return what a descendant is computed from: its `outer_weights`, and each encoder's `layer_sources`."""
+        layers = {ENCODERS[side]: self.layer_sources(side, config) for side, config in encoder_configs.items()}
+        return self.outer_weights(encoder_configs), layers
 
     def descendant_state_dict(self, encoder_configs) -> dict[str, Tensor]:
         """Compute every weight of a descendant from the gene, differentiably, under stock CLIP's names.
@@ -275,17 +306,11 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         Args:
             encoder_configs: the descendant's stock sub-configs by modality, "image", "text" or both.
         """
-        own = dict(self.named_parameters())
-        if TOKEN_PROJECTION in own and "text" in encoder_configs:
-            own[TOKEN_EMBEDDING] = join_table(own[TOKEN_EMBEDDING], own[TOKEN_PROJECTION])
-        weights: dict[str, Tensor] = {}
+        weights = self.outer_weights(encoder_configs)
+        if isinstance(weights.get(TOKEN_EMBEDDING), tuple):
+            weights[TOKEN_EMBEDDING] = join_table(*weights[TOKEN_EMBEDDING])
         for modality, config in encoder_configs.items():
-            axes_of = IMAGE_AXES if modality == "image" else TEXT_AXES
-            sizes = encoder_sizes(config)
-            weights.update({name: take_slice(own[name], axes, sizes) for name, axes in axes_of.items() if name in own})
-            weights.update(layer_state_dict(ENCODERS[modality], self.layer_weights(modality, config)))
-        if len(encoder_configs) == 2:
-            weights["logit_scale"] = own["logit_scale"]
+            weights |= layer_state_dict(ENCODERS[modality], self.layer_weights(modality, config))
         return weights
 
     def _run_as(self, cls, config: CLIPConfig, encoder_configs, args, kwargs):

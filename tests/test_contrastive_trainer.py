@@ -478,3 +478,14 @@ def test_a_damaged_picture_of_a_dataset_is_named_with_its_row_of_the_batch(argum
     trainer = trainer_of(pico_clip(), arguments(per_device_train_batch_size=4), train_dataset=decoding)
     with pytest.raises(LearngeneError, match="the image of row . of the batch cannot be read"):
         trainer.train()
+
+
+def test_the_contrastive_loss_is_computed_once_a_step(arguments):
+    model = pico_clip()
+    trainer = trainer_of(model, arguments())
+    inputs = {**PROCESSOR.tokenizer(["a red square", "pink"], padding=True, return_tensors="pt"), "return_loss": True}
+    inputs["pixel_values"] = torch.randn(2, 3, 16, 16)
+    loss, outputs = trainer.compute_loss(model, inputs, return_outputs=True)
+    assert outputs.loss is None
+    torch.testing.assert_close(loss, model(**inputs).loss)
+    assert inputs["return_loss"]  # the caller's are left as they are

@@ -88,3 +88,18 @@ def test_matching_units_explains_more_than_the_raw_layers(clip):
     matched = fit_gene(gene, clip, iterations=3)
     assert matched["image"] <= raw["image"]
     assert 0 < matched["image"] < 1
+
+
+def test_the_fit_is_that_of_least_squares_in_double_precision(clip):
+    gene = LearngeneModel(gene_config(mixing="linear", num_multimodal_blocks=1, num_unimodal_blocks=1))
+    encoders = {"image": clip.vision_model.encoder, "text": clip.text_model.encoder}
+    layers = {side: stack_layers(encoder) for side, encoder in encoders.items()}
+    coefficients = {side: gene.fixed_coefficients(len(encoder.layers)) for side, encoder in encoders.items()}
+    sizes = {side: encoder_sizes(config) for side, config in gene.config.encoder_configs.items()}
+    fitted = fit_blocks(layers, coefficients, 0, sizes)  # each encoder alone
+    for side, stacks in layers.items():
+        for name, stack in stacks.items():
+            design = coefficients[side].double()
+            solution = torch.linalg.lstsq(design, stack.flatten(1).double(), driver="gelsd").solution
+            expected = solution.unflatten(1, stack.shape[1:]).float()
+            torch.testing.assert_close(fitted[side][name], expected, rtol=1e-5, atol=1e-6)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from mmlg_hf.errors import LearngeneError
+from mmlg_hf.training import losses
 from mmlg_hf.training.losses import (
     affinity_distillation_loss,
     contrastive_loss,
@@ -169,3 +170,47 @@ def test_losses_of_other_precisions_are_taken_in_float32(dtype):
     assert loss.item() == expected.item()
     assert soft_distillation_loss(images, texts).dtype == torch.float32
     assert affinity_distillation_loss(images, texts, texts, images).dtype == torch.float32
+
+
+def test_a_loss_taken_some_rows_at_a_time_has_the_value_and_the_gradients_of_the_whole(monkeypatch):
+    torch.manual_seed(0)
+    grown = [F.normalize(torch.randn(50, 8), dim=-1).requires_grad_() for _ in range(2)]
+    scale = torch.tensor(20.0, requires_grad=True)
+
+    def loss_and_gradients(smoothing):
+        loss = contrastive_loss(*grown, scale, label_smoothing=smoothing)
+        return loss, *torch.autograd.grad(loss, [*grown, scale])
+
+    for smoothing in (0.0, 0.2):
+        monkeypatch.undo()
+        whole = loss_and_gradients(smoothing)
+        exact = [rows.detach().double().requires_grad_() for rows in (*grown, scale)]
+        labels = torch.arange(50)
+        logits = exact[0] @ exact[1].T * exact[2]
+        loss = sum(F.cross_entropy(m, labels, label_smoothing=smoothing) for m in (logits, logits.T)) / 2
+        expected = loss, *torch.autograd.grad(loss, exact)
+        monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 7 * 50)  # 7 rows, and one at the end
+        for one, part, right in zip(whole, loss_and_gradients(smoothing), expected, strict=True):
+            torch.testing.assert_close(part, right.float(), rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(part, one, rtol=1e-5, atol=1e-7)
+
+
+def test_the_logits_held_at_once_do_not_grow_with_the_batch(monkeypatch):
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 4096)
+    seen = []
+    cross_entropy = F.cross_entropy
+
+    def counted(logits, *args, **kwargs):
+        seen.append(logits.numel())
+        return cross_entropy(logits, *args, **kwargs)
+
+    monkeypatch.setattr(F, "cross_entropy", counted)
+    saved = []
+    rows = torch.nn.functional.normalize(torch.randn(512, 4), dim=-1).requires_grad_()
+    keep = lambda tensor: saved.append(tensor.numel()) or tensor  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = contrastive_loss(rows, rows.detach(), 10.0)
+    loss.backward()
+    assert max(seen) <= 4096
+    assert sum(seen) == 2 * 2 * 512 * 512  # both directions, once forward and once for the gradient
+    assert max(saved, default=0) <= 512 * 4 * 2

@@ -126,8 +126,9 @@ def _joint_design(coefficients: Mapping[str, Tensor], num_multimodal: int) -> Te
 
 
 def _least_squares(design: Tensor, layers: Tensor) -> Tensor:
-    solution = torch.linalg.lstsq(design.double(), layers.flatten(1).double(), driver="gelsd").solution
-    return solution.unflatten(1, layers.shape[1:]).to(layers.dtype)
+    # The design is tiny, [layers, blocks]: its inverse is taken in double precision, and applied in one product.
+    inverse = torch.linalg.pinv(design.double()).to(layers.dtype)
+    return (inverse @ layers.flatten(1)).unflatten(1, layers.shape[1:])
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import LearngeneError
 
@@ -133,11 +134,45 @@ def contrastive_loss(
     """
     check_label_smoothing(label_smoothing)
     _check_pairs(image_embeds=image_embeds, text_embeds=text_embeds)
-    image_to_text, text_to_image, offset = _affinities(image_embeds, text_embeds, logit_scale)
+    _check_sizes(image_embeds, text_embeds)
+    all_images, offset = gather_embeddings(image_embeds)
+    all_texts, _ = gather_embeddings(text_embeds)
     labels = torch.arange(offset, offset + len(image_embeds), device=image_embeds.device)
-    image_loss = F.cross_entropy(image_to_text, labels, label_smoothing=label_smoothing)
-    text_loss = F.cross_entropy(text_to_image, labels, label_smoothing=label_smoothing)
+    image_loss = _cross_entropy(image_embeds, all_texts, logit_scale, labels, label_smoothing)
+    text_loss = _cross_entropy(text_embeds, all_images, logit_scale, labels, label_smoothing)
     return (image_loss + text_loss) / 2
+
+
+# Logits that `_cross_entropy` holds at once, 64 MiB of them.
+LOGITS_AT_ONCE = 2**24
+
+
+def _cross_entropy(own: Tensor, others: Tensor, scale: Tensor | float, labels: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy of the similarities of own rows [B, D] to all rows [N, D]; the labels are [B] of N.
+
+    Logits beyond `LOGITS_AT_ONCE` are made some rows at a time, and again for the gradient, so that the memory grows
+    with the rows and not with their square. Loss and gradients are the same up to rounding.
+    """
+    rows = max(1, LOGITS_AT_ONCE // len(others))
+    if len(own) <= rows:
+        return _summed_cross_entropy(own, others, scale, labels, smoothing) / len(own)
+    parts = zip(own.split(rows), labels.split(rows), strict=True)
+    totals = [
+        checkpoint(
+            _summed_cross_entropy, part, others, scale, label, smoothing, use_reentrant=False, preserve_rng_state=False
+        )
+        for part, label in parts
+    ]
+    return torch.stack(totals).sum() / len(own)
+
+
+def _summed_cross_entropy(
+    own: Tensor, others: Tensor, scale: Tensor | float, labels: Tensor, smoothing: float
+) -> Tensor:
+    # Autocast would take the products in half precision, where a scale of 100 leaves steps of 0.5 between logits.
+    with torch.autocast(own.device.type, enabled=False):
+        logits = own.float() @ others.float().T * scale
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
 
 
 def affinity_distillation_loss(

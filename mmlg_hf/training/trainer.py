@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import CLIPModel, PreTrainedTokenizerBase, TrainerCallback, VisionTextDualEncoderModel
 
 from ..data import ImageTextCollator, holds_pictures, undecoded
 from ..data.texts import check_tokenizer, text_config_of
@@ -18,6 +18,8 @@ from .optimizers import is_decayed
 
 # CLIP (Radford et al., 2021, section 2.5) clips the temperature so that logits are never scaled by more than 100.
 MAX_LOGIT_SCALE = log(100)
+# Models whose `return_loss` asks for a contrastive loss and for nothing else.
+_LOSS_APART = (CLIPModel, VisionTextDualEncoderModel)
 
 
 def base_model_of(model: Any) -> Any:
@@ -124,6 +126,10 @@ class ContrastiveTrainer(WholeBatchTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Contrast the batch's pairs with those of all processes; see `mmlg_hf.training.losses.contrastive_loss`."""
+        base = base_model_of(model)
+        if isinstance(base, _LOSS_APART) and not hasattr(base.config, "router_aux_loss_coef"):
+            # Its own loss would be computed for nothing. Others may return their `aux_loss` only along with it.
+            inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
         outputs = model(**inputs)
         image_embeds = getattr(outputs, "image_embeds", None)
         text_embeds = getattr(outputs, "text_embeds", None)
@@ -136,7 +142,7 @@ class ContrastiveTrainer(WholeBatchTrainer):
         loss = contrastive_loss(
             image_embeds,
             text_embeds.to(device),
-            base_model_of(model).logit_scale.exp().to(device),
+            base.logit_scale.exp().to(device),
             label_smoothing=self.args.label_smoothing_factor,
         ).to(self.args.device)
         aux_loss = getattr(outputs, "aux_loss", None)
