@@ -227,6 +227,13 @@ def test_families_that_do_not_fit_are_refused_with_the_reason(tmp_path):
     naflex.save_pretrained(tmp_path / "naflex")
     with pytest.raises(LearngeneError, match=r"Siglip2Model .*NaFlex.*Give a CLIPModel, .*open_clip"):
         load_ancestor(tmp_path / "naflex")
+    headless = SiglipModel(
+        SiglipConfig(
+            vision_config=PARTS["vision_config"] | {"vision_use_head": False}, text_config=PARTS["text_config"]
+        )
+    )
+    with pytest.raises(LearngeneError, match="SiglipModel.*without its pooling head it embeds no images"):
+        load_ancestor(headless)
     giant = Dinov2Model(Dinov2Config(**ENCODER, **PICTURES, use_swiglu_ffn=True))
     giant.save_pretrained(tmp_path / "giant")
     for ancestor in (tmp_path / "giant", giant):

@@ -143,6 +143,8 @@ def _unfit(config: Any) -> str | None:
     """Why no gene can come from a model with this config, where that is known."""
     if getattr(config, "use_swiglu_ffn", False):
         return "its gated MLP (SwiGLU), as in DINOv2 giant, is another kind of layer"
+    if not getattr(getattr(config, "vision_config", None), "vision_use_head", True):
+        return "without its pooling head it embeds no images"
     return _UNFIT.get(getattr(config, "model_type", ""))
 
 
