@@ -1,4 +1,4 @@
-"""Turning MetaCLIP 2, SigLIP and ViT: outputs stay, with statistics that make it hard, and embeddings come in order."""
+"""Turning MetaCLIP 2, SigLIP and ViT: outputs stay, with hostile statistics too, and embeddings come in order."""
 
 import pytest
 import torch

@@ -275,8 +275,8 @@ def _turn_stream(
         norm.bias.copy_(rotation @ norm.bias)
     _turn_embeddings(embeddings, rotation)
     for layer in model.get_submodule(stream.layers):
-        for name, readers in stream.reads.items():
-            _turn_reads(layer.get_submodule(name), [layer.get_submodule(reader) for reader in readers], rotation)
+        for name, names in stream.reads.items():
+            _turn_reads(layer.get_submodule(name), [layer.get_submodule(reader) for reader in names], rotation)
         for name in stream.writes:
             _turn_writes(layer.get_submodule(name), rotation)
     # A ViT may come without its pooler.
@@ -339,11 +339,12 @@ def _turn_writes(linear: Any, rotation: Tensor) -> None:
 def _turn_reads(norm: Any, modules: Sequence[nn.Module], rotation: Tensor) -> None:
     """Move a LayerNorm's weight and bias into what reads it, and turn that; the norm keeps what cannot move.
 
-    Where nothing that reads it has a bias, which could take up the norm's, the norm's own is turned.
+    Where one of them has no bias, which could take up the norm's, the norm's own is turned.
     """
     read = [pair for pair in map(_reading, modules) if pair is not None]
-    if all(bias is not None for _, bias in read):
-        for weight, bias in read:
+    biases = [bias for _, bias in read if bias is not None]
+    if len(biases) == len(read):
+        for (weight, _), bias in zip(read, biases, strict=True):
             bias.add_(weight @ norm.bias)
             weight.copy_((weight * norm.weight) @ rotation.T)
         nn.init.zeros_(norm.bias)
