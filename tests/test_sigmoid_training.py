@@ -74,7 +74,6 @@ def test_evaluation_measures_loss_and_retrieval_of_a_siglip(tmp_path):
         output = model(**stock_batch(rows[:16]))
     assert metrics["eval_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
     hits = (output.logits_per_image.argmax(1) == torch.arange(16)).float().mean().item()
-    found = evaluate_retrieval(model, rows, processor=pico_processor())
     assert metrics["eval_image_to_text_R@1"] == pytest.approx(hits)
     assert evaluate_retrieval(model, rows, processor=pico_processor())["image_to_text_R@1"] == pytest.approx(hits)
 
