@@ -66,13 +66,13 @@ def train(name, folder, batch_size):
     from mmlg_hf.evaluation import compute_retrieval
     from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 
-    collator, seen = ImageTextCollator(pico_processor()), []
+    model, seen = pico_siglip() if name == "SigLIP" else pico_clip(), []
+    collator = ImageTextCollator(pico_processor(), text_config=model.config.text_config)
 
     def collate(rows):
         seen.append([row["caption"] for row in rows])
         return collator(rows)
 
-    model = pico_siglip() if name == "SigLIP" else pico_clip()
     if name == "text side frozen":
         model.text_model.requires_grad_(False)
         model.text_projection.requires_grad_(False)

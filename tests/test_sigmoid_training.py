@@ -7,7 +7,7 @@ import torch
 from pico import MAX_LENGTH, pico_pairs, pico_processor, pico_siglip
 from transformers import TrainingArguments
 
-from mmlg_hf import ContrastiveTrainer, evaluate_retrieval
+from mmlg_hf import ContrastiveTrainer, ImageTextCollator, evaluate_retrieval
 from mmlg_hf.data import process_pairs
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.evaluation import compute_retrieval
@@ -76,6 +76,21 @@ def test_evaluation_measures_loss_and_retrieval_of_a_siglip(tmp_path):
     hits = (output.logits_per_image.argmax(1) == torch.arange(16)).float().mean().item()
     assert metrics["eval_image_to_text_R@1"] == pytest.approx(hits)
     assert evaluate_retrieval(model, rows, processor=pico_processor())["image_to_text_R@1"] == pytest.approx(hits)
+
+
+def test_texts_padded_to_the_longest_of_a_batch_are_refused(tmp_path):
+    rows = pico_pairs(16).map(lambda row, index: {"caption": "a photo"} if index >= 8 else row, with_indices=True)
+    collator = ImageTextCollator(pico_processor())
+    trainer = ContrastiveTrainer(
+        pico_siglip(),
+        arguments(tmp_path, max_steps=2),
+        train_dataset=rows,
+        data_collator=lambda given: collator(given),
+    )
+    with pytest.raises(
+        LearngeneError, match="texts of 10 and of 4 tokens, but the text encoder reads the last position"
+    ):
+        trainer.train()
 
 
 def test_label_smoothing_is_refused_for_the_sigmoid_loss(tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..data import ImageTextCollator
-from ..data.texts import check_tokenizer, text_config_of
+from ..data.texts import check_tokenizer, pads_to_one_length, text_config_of
 from ..errors import LearngeneError
 from .batches import WholeBatchTrainer, check_is_data
 from .losses import check_label_smoothing, contrastive_loss, sigmoid_loss
@@ -137,6 +137,7 @@ class ContrastiveTrainer(WholeBatchTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Contrast the batch's pairs with those of all processes, by `contrastive_loss` or `sigmoid_loss`."""
+        self._check_length(model, inputs)
         outputs = model(**inputs)
         image_embeds = getattr(outputs, "image_embeds", None)
         text_embeds = getattr(outputs, "text_embeds", None)
@@ -157,6 +158,18 @@ class ContrastiveTrainer(WholeBatchTrainer):
         if aux_loss is not None:
             loss = loss + aux_loss.to(loss.device)
         return (loss, outputs) if return_outputs else loss
+
+    def _check_length(self, model: Any, inputs: dict[str, Any]) -> None:
+        """Refuse texts padded to the longest of a batch where the model reads the last position, padding or not."""
+        ids = inputs.get("input_ids")
+        if ids is not None and pads_to_one_length(text_config_of(base_model_of(model))):
+            self._text_length = getattr(self, "_text_length", ids.shape[1])
+            if ids.shape[1] != self._text_length:
+                raise LearngeneError(
+                    f"batches have texts of {self._text_length} and of {ids.shape[1]} tokens, but the text encoder "
+                    "reads the last position: pad all to one length, as ImageTextCollator(processor, "
+                    "text_config=model.config.text_config) does"
+                )
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """Return the names of the parameters with weight decay: the stock ones as far as `is_decayed`."""
