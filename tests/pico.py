@@ -9,7 +9,15 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from PIL import ImageDraw
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    SiglipConfig,
+    SiglipModel,
+)
 
 COLORS = {
     "red": (220, 30, 30),
@@ -92,6 +100,20 @@ def pico_clip(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CLIPModel(config)
+
+
+def pico_siglip(*, width: int = 32, depth: int = 2, seed: int = 0) -> SiglipModel:
+    """A stock SiglipModel for 16-pixel images and the pico tokenizer; the global random state is left as it was."""
+    encoder = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": depth}
+    encoder["num_attention_heads"] = width // 8
+    tokenizer = pico_tokenizer()
+    text = encoder | {"vocab_size": len(tokenizer), "max_position_embeddings": MAX_LENGTH, "projection_size": width}
+    text |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text["bos_token_id"] = tokenizer.bos_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vision = encoder | {"image_size": IMAGE_SIZE, "patch_size": 8}
+        return SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
 
 
 def pico_image(color: str, background: str, image_size: int = IMAGE_SIZE) -> PILImage.Image:

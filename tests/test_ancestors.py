@@ -1,12 +1,28 @@
 """The ancestor as it comes, whole or refused, and its kept outputs, keyed by all that made them."""
 
+import json
+
 import accelerate
 import pytest
 import torch
 from datasets import Dataset, Image
 from pico import pico_clip, pico_pairs, pico_processor
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel, ViTConfig, ViTForImageClassification
+from transformers import (
+    CLIPModel,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+    MetaClip2Config,
+    MetaClip2Model,
+    Siglip2Config,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
 
 from mmlg_hf import ExtractionArguments, extract_learngene
 from mmlg_hf.data import process_pairs
@@ -14,6 +30,7 @@ from mmlg_hf.data.identity import fingerprint_model
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.extraction.ancestors import (
     EMBEDDING_COLUMNS,
+    EXTRACTED,
     ancestor_outputs,
     cache_ancestor_outputs,
     load_ancestor,
@@ -138,6 +155,90 @@ def test_an_ancestor_without_processor_is_said(folder, tmp_path):
     ):
         with pytest.raises(LearngeneError, match=match):
             extract_learngene(ancestor, pico_pairs(8), arguments(tmp_path / "out"))
+
+
+ENCODER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+PICTURES = {"image_size": 16, "patch_size": 8}
+PARTS = {"vision_config": ENCODER | PICTURES, "text_config": ENCODER | {"vocab_size": 40}}
+STOCK = {
+    MetaClip2Model: lambda: MetaClip2Config(**PARTS, projection_dim=8),
+    SiglipModel: lambda: SiglipConfig(**PARTS),
+    ViTModel: lambda: ViTConfig(**ENCODER, **PICTURES),
+    ViTForImageClassification: lambda: ViTConfig(**ENCODER, **PICTURES),
+    Dinov2Model: lambda: Dinov2Config(**ENCODER, **PICTURES),
+    Dinov2ForImageClassification: lambda: Dinov2Config(**ENCODER, **PICTURES),
+}
+
+
+@pytest.mark.parametrize("cls", STOCK)
+def test_other_families_load_as_they_are_from_a_folder_and_from_memory(cls, tmp_path):
+    model = cls(STOCK[cls]())
+    model.save_pretrained(tmp_path)
+    for ancestor in (tmp_path, str(tmp_path), model, model.half()):
+        loaded = load_ancestor(ancestor)
+        assert type(loaded) is cls
+        for name, tensor in loaded.state_dict().items():
+            torch.testing.assert_close(tensor, model.state_dict()[name].float(), rtol=1e-3, atol=1e-3)
+    # No class is written by tools that save a bare config.
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["architectures"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if "Classification" not in cls.__name__:
+        assert type(load_ancestor(tmp_path)) is cls
+
+
+@pytest.mark.parametrize("cls", STOCK)
+def test_other_families_that_lack_a_tensor_or_hold_no_numbers_are_refused(cls, tmp_path):
+    model = cls(STOCK[cls]())
+    name = next(name for name in model.state_dict() if name.endswith("layernorm.weight"))
+    model.save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda state: {key: t for key, t in state.items() if not key.endswith("layernorm.weight")})
+    with pytest.raises(LearngeneError, match=f"lacks . tensors? of a {cls.__name__}, such as .*layernorm.weight"):
+        load_ancestor(tmp_path)
+    model.get_parameter(name).data[0] = float("nan")
+    with pytest.raises(LearngeneError, match="layernorm.weight of the ancestor holds NaN"):
+        load_ancestor(model)
+
+
+def test_a_vit_is_taken_with_and_without_its_pooler(tmp_path):
+    config = ViTConfig(**ENCODER, **PICTURES)
+    for index, options in enumerate(({}, {"add_pooling_layer": False}, {"use_mask_token": True})):
+        model = ViTModel(config, **options).eval()
+        model.save_pretrained(tmp_path / str(index))
+        pixels = torch.randn(2, 3, 16, 16)
+        with torch.no_grad():
+            for ancestor in (model, tmp_path / str(index)):
+                loaded = load_ancestor(ancestor)
+                assert loaded.pooler is None
+                torch.testing.assert_close(loaded(pixels).last_hidden_state, model(pixels).last_hidden_state)
+
+
+@pytest.mark.parametrize("cls", [cls for cls in STOCK if cls is not ViTForImageClassification])
+def test_what_can_be_loaded_but_not_extracted_from_is_refused_with_what_can(cls, tmp_path):
+    model = cls(STOCK[cls]())
+    if cls.__name__ in EXTRACTED:
+        pytest.skip("a gene comes from it")
+    with pytest.raises(LearngeneError, match=f"is a {cls.__name__}, .* CLIPModel, .* or ViTForImageClassification"):
+        extract_learngene(model, pico_pairs(8), arguments(tmp_path), processor=pico_processor())
+
+
+def test_families_that_do_not_fit_are_refused_with_the_reason(tmp_path):
+    naflex = Siglip2Model(Siglip2Config(vision_config=ENCODER, text_config=ENCODER | {"vocab_size": 40}))
+    naflex.save_pretrained(tmp_path / "naflex")
+    with pytest.raises(LearngeneError, match=r"Siglip2Model .*NaFlex.*Give a CLIPModel, .*open_clip"):
+        load_ancestor(tmp_path / "naflex")
+    headless = SiglipModel(
+        SiglipConfig(
+            vision_config=PARTS["vision_config"] | {"vision_use_head": False}, text_config=PARTS["text_config"]
+        )
+    )
+    with pytest.raises(LearngeneError, match="SiglipModel.*without its pooling head it embeds no images"):
+        load_ancestor(headless)
+    giant = Dinov2Model(Dinov2Config(**ENCODER, **PICTURES, use_swiglu_ffn=True))
+    giant.save_pretrained(tmp_path / "giant")
+    for ancestor in (tmp_path / "giant", giant):
+        with pytest.raises(LearngeneError, match=r"Dinov2Model.*SwiGLU"):
+            load_ancestor(ancestor)
 
 
 def test_names_are_told_without_paths(tmp_path, monkeypatch):

@@ -14,7 +14,12 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.training.losses import affinity_distillation_loss, contrastive_loss, feature_distillation_loss
+from mmlg_hf.training.losses import (
+    affinity_distillation_loss,
+    contrastive_loss,
+    feature_distillation_loss,
+    sigmoid_loss,
+)
 
 HERE = Path(__file__).parent
 GLOBAL_BATCH, DIM = 6, 8
@@ -25,6 +30,7 @@ TRAININGS = {
     "text side frozen": {},
     "stream": {},
     "stream of two shards": {},
+    "SigLIP": {},
 }
 # Two batches of all processes and an odd rest.
 STREAMED_ROWS = 20
@@ -45,6 +51,7 @@ def losses_and_gradients(own):
         "contrastive": contrastive_loss(images, texts, scale.exp(), label_smoothing=0.1),
         "affinity": affinity_distillation_loss(images, texts, ancestor_images, ancestor_texts, scale=10.0),
         "feature": feature_distillation_loss(images, ancestor_images),
+        "sigmoid": sigmoid_loss(images, texts, scale.exp(), scale - 13),
         "images only": contrastive_loss(images, texts.detach(), 5.0),
     }.items():
         results[name] = [loss.detach(), *torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)]
@@ -52,20 +59,20 @@ def losses_and_gradients(own):
 
 
 def train(name, folder, batch_size):
-    """Train and evaluate a pico CLIP; return its weights, the logged losses, the evaluation and the rows it saw."""
-    from pico import pico_clip, pico_pairs, pico_processor
+    """Train and evaluate a pico model; return its weights, the logged losses, the evaluation and the rows it saw."""
+    from pico import pico_clip, pico_pairs, pico_processor, pico_siglip
     from transformers import TrainingArguments
 
     from mmlg_hf.evaluation import compute_retrieval
     from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 
-    collator, seen = ImageTextCollator(pico_processor()), []
+    model, seen = pico_siglip() if name == "SigLIP" else pico_clip(), []
+    collator = ImageTextCollator(pico_processor(), text_config=model.config.text_config)
 
     def collate(rows):
         seen.append([row["caption"] for row in rows])
         return collator(rows)
 
-    model = pico_clip()
     if name == "text side frozen":
         model.text_model.requires_grad_(False)
         model.text_projection.requires_grad_(False)
@@ -218,7 +225,7 @@ def is_matrix(name, weight):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["contrastive", "affinity", "feature", "images only"])
+@pytest.mark.parametrize("name", ["contrastive", "affinity", "feature", "sigmoid", "images only"])
 def test_losses_and_gradients_of_two_processes_average_to_those_of_one(two_processes, name):
     loss, *gradients, scale_gradient = losses_and_gradients(slice(None))[name]
     (first, *first_gradients, first_scale), (second, *second_gradients, second_scale) = [

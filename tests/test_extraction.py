@@ -51,6 +51,30 @@ def classifier(num_labels=3):
     return CLIPForImageClassification(config)
 
 
+def test_the_recipe_records_what_turning_kept(extracted):
+    gene, folder = extracted
+    kept = gene.config.recipe["turned"]
+    assert set(kept) == {"image", "text"}
+    assert kept["text"] == pytest.approx(1, abs=1e-3)
+    assert 0.99 <= kept["image"] <= 1.0001
+    assert LearngeneModel.from_pretrained(folder).config.recipe["turned"] == kept
+
+
+@pytest.mark.parametrize(("rotate", "turned"), [(False, set()), (True, {"text"})])
+def test_the_recipe_leaves_out_what_was_not_turned(tmp_path, rotate, turned):
+    clip = pico_clip()
+    vision, half = clip.vision_model, clip.vision_model.config.hidden_size // 2
+    with torch.no_grad():  # the norm before the layers all but shuts off the channels of the class token
+        vision.pre_layrnorm.weight[half:] = 1e-3
+        vision.embeddings.class_embedding.normal_(generator=torch.Generator().manual_seed(0))
+        vision.embeddings.class_embedding[:half] = 0
+        vision.embeddings.patch_embedding.weight[half:] = 0
+        vision.embeddings.position_embedding.weight.zero_()
+    args = arguments(tmp_path, max_steps=1, elastic=False, rotate=rotate)
+    gene = extract_learngene(clip, pico_pairs(16), args, processor=pico_processor())
+    assert set(gene.config.recipe["turned"]) == turned
+
+
 def test_artifact_loads_as_the_gene_that_was_trained(extracted):
     gene, folder = extracted
     loaded = LearngeneModel.from_pretrained(folder)
@@ -262,12 +286,13 @@ def test_an_ancestor_that_is_no_clip_is_refused(tmp_path):
     bert = BertModel(
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     )
-    refused("BertModel, no CLIP", bert, pico_pairs(8), tmp_path / "a")
+    other = "BertModel.* which no gene comes from. Give a CLIPModel"
+    refused(other, bert, pico_pairs(8), tmp_path / "a")
     bert.save_pretrained(tmp_path / "bert")
-    refused("BertModel .*no CLIP", str(tmp_path / "bert"), pico_pairs(8), tmp_path / "b")
     refused(
-        "there is no folder .* to load the ancestor from", str(tmp_path / "nowhere"), pico_pairs(8), tmp_path / "c"
+        "BertModel .*which no gene comes from. Give a CLIPModel", str(tmp_path / "bert"), pico_pairs(8), tmp_path / "b"
     )
+    refused("there is no folder .*nowhere", str(tmp_path / "nowhere"), pico_pairs(8), tmp_path / "c")
 
 
 def test_data_without_the_columns_or_rows_is_refused(tmp_path):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import SiglipConfig, SiglipModel
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from mmlg_hf.errors import LearngeneError
@@ -14,6 +15,7 @@ from mmlg_hf.training.losses import (
     contrastive_loss,
     feature_distillation_loss,
     gather_embeddings,
+    sigmoid_loss,
     soft_distillation_loss,
 )
 
@@ -53,6 +55,49 @@ def test_contrastive_loss_and_its_gradients_equal_those_of_stock_clip():
     gradients = torch.autograd.grad(loss, ours), torch.autograd.grad(expected, stock)
     for gradient, of_stock in zip(*gradients, strict=True):
         torch.testing.assert_close(gradient, of_stock, atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture
+def siglip():
+    """A pico SigLIP and its inputs."""
+    encoder = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = encoder | {"vocab_size": 50, "max_position_embeddings": 7, "projection_size": 16}
+    torch.manual_seed(0)
+    model = SiglipModel(SiglipConfig(vision_config=encoder | {"image_size": 16, "patch_size": 8}, text_config=text))
+    return model, {"pixel_values": torch.randn(6, 3, 16, 16), "input_ids": torch.randint(0, 50, (6, 7))}
+
+
+def test_sigmoid_loss_and_its_gradients_equal_those_of_stock_siglip(siglip):
+    model, inputs = siglip
+    output = model(**inputs, return_loss=True)
+    loss = sigmoid_loss(output.image_embeds, output.text_embeds, model.logit_scale.exp(), model.logit_bias)
+    torch.testing.assert_close(loss, output.loss)
+    weights = list(model.parameters())
+    own, stock = (torch.autograd.grad(value, weights, retain_graph=True) for value in (loss, output.loss))
+    for gradient, expected in zip(own, stock, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_sigmoid_loss_of_zero_embeddings_is_log_2_for_every_text():
+    zeros = torch.zeros(7, 5)
+    assert sigmoid_loss(zeros, zeros, 10.0, 0.0).item() == pytest.approx(7 * math.log(2))
+
+
+def test_sigmoid_loss_of_aligned_orthogonal_pairs():
+    eye, scale, bias = torch.eye(6), 5.0, -2.0
+    expected = math.log(1 + math.exp(-(scale + bias))) + 5 * math.log(1 + math.exp(bias))
+    assert sigmoid_loss(eye, eye, scale, bias).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_sigmoid_loss_is_taken_in_float32_and_refuses_what_does_not_pair_up():
+    images, texts = unit_rows(6, 8, 1), unit_rows(6, 8, 2)
+    expected = sigmoid_loss(images, texts, 100.0, -10.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(sigmoid_loss(images, texts, 100.0, -10.0), expected)
+    with pytest.raises(LearngeneError, match="one row for each pair"):
+        sigmoid_loss(images[:4], texts, 1.0, 0.0)
+    with pytest.raises(LearngeneError, match="one space"):
+        sigmoid_loss(images, texts[:, :4], 1.0, 0.0)
 
 
 def test_label_smoothing_spreads_its_share_of_the_target_over_all_rows():

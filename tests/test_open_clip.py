@@ -4,16 +4,17 @@ import json
 
 import pytest
 import torch
-from pico import pico_processor, pico_tokenizer
+from pico import pico_pairs, pico_processor, pico_tokenizer
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from mmlg_hf import LearngeneError
+from mmlg_hf import ExtractionArguments, LearngeneError, LearngeneModel, extract_learngene
+from mmlg_hf.extraction.ancestors import load_ancestor, load_ancestor_processor
 from mmlg_hf.extraction.open_clip import is_open_clip, load_open_clip, load_open_clip_processor
 
 VISION = {"image_size": 16, "layers": 2, "width": 32, "patch_size": 8, "head_width": 8, "mlp_ratio": 2.0}
-TEXT = {"context_length": 16, "vocab_size": 0, "width": 24, "heads": 3, "layers": 3}
+TEXT = {"context_length": 16, "vocab_size": 0, "width": 24, "heads": 3, "layers": 3, "mlp_ratio": 2.0}
 EMBED = 12
 
 
@@ -176,3 +177,68 @@ def test_a_config_that_is_none_is_refused(tmp_path):
     (tmp_path / "clip" / "open_clip_config.json").write_text("[]")
     with pytest.raises(LearngeneError, match=r"open_clip_config\.json"):
         load_open_clip(tmp_path / "clip")
+
+
+def test_pictures_that_are_not_square_are_refused(tmp_path):
+    save(tmp_path / "clip", vision={"image_size": [16, 32]})
+    with pytest.raises(LearngeneError, match=r"takes pictures of \[16, 32\]: only square ones"):
+        load_open_clip(tmp_path / "clip")
+
+
+def arguments(folder):
+    return ExtractionArguments(
+        str(folder), max_steps=1, per_device_train_batch_size=8, report_to="none", disable_tqdm=True, use_cpu=True
+    )
+
+
+def test_a_gene_is_extracted_from_an_open_clip_folder_with_its_own_processor(tmp_path):
+    save(tmp_path / "clip")
+    extract_learngene(str(tmp_path / "clip"), pico_pairs(16), arguments(tmp_path / "gene"))
+    gene = LearngeneModel.from_pretrained(tmp_path / "gene")
+    assert gene.config.ancestor["id"] == "clip"
+    assert gene.config.ancestor["class"] == "CLIPModel"
+    assert gene.config.vision_config.hidden_size == VISION["width"]
+    processor = load_open_clip_processor(tmp_path / "clip")
+    assert list(gene.processor.image_processor.image_mean) == list(processor.image_processor.image_mean)
+    assert gene.processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+
+
+def test_an_open_clip_model_that_lacks_a_tensor_or_is_another_architecture_is_no_ancestor(tmp_path):
+    save(tmp_path / "deep", vision={"layers": 3})
+    with pytest.raises(LearngeneError, match=r"missing vision_model.encoder.layers.2"):
+        load_ancestor(tmp_path / "deep")
+    save(tmp_path / "timm", vision={"timm_model_name": "vit_so400m"})
+    with pytest.raises(LearngeneError, match="vit_so400m"):
+        load_ancestor(tmp_path / "timm")
+
+
+def test_transformers_own_files_come_first_where_a_folder_has_both(tmp_path):
+    save(tmp_path / "clip")
+    model = load_open_clip(tmp_path / "clip")
+    with torch.no_grad():
+        model.logit_scale.fill_(1.5)
+    model.save_pretrained(tmp_path / "clip")
+    assert load_ancestor(tmp_path / "clip").logit_scale.item() == 1.5
+
+
+COMMIT = "0123456789" * 4
+
+
+@pytest.mark.parametrize("name", ["hf-hub:org/clip", "org/clip"])
+def test_an_open_clip_model_of_the_hub_is_an_ancestor_with_its_commit(tmp_path, monkeypatch, name):
+    from huggingface_hub import constants
+
+    repo = tmp_path / "models--org--clip"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    (repo / "snapshots").mkdir()
+    reference = save(repo / "snapshots" / COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    ancestor = load_ancestor(name)
+    assert ancestor.logit_scale.item() == pytest.approx(reference.logit_scale.item())
+    assert ancestor.name_or_path == "org/clip"
+    assert ancestor.config._commit_hash == COMMIT
+    assert load_ancestor_processor(ancestor).tokenizer.get_vocab() == pico_tokenizer().get_vocab()
+    with pytest.raises(LearngeneError, match="org/other"):
+        load_ancestor(name.replace("clip", "other"))

@@ -11,6 +11,7 @@ _MODULE_OF = {
     "fit_gene": "fitting",
     "trim_embedding": "vocabulary",
     "trim_tokenizer": "vocabulary",
+    "vit_of_dinov2": "vit",
     "load_open_clip": "open_clip",
     "load_open_clip_processor": "open_clip",
 }

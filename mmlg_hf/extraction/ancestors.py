@@ -3,8 +3,9 @@
 import copy
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
@@ -12,10 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
+    AutoProcessor,
     CLIPForImageClassification,
     CLIPModel,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+    MetaClip2Model,
     PreTrainedModel,
+    SiglipModel,
     ViTForImageClassification,
+    ViTModel,
 )
 
 from ..checkpoints import check_finite, load_config, load_model
@@ -32,25 +40,44 @@ from ..expansion import (
     take_slice,
 )
 from ..modeling_learngene import LearngeneMixin, encoder_sizes
+from .open_clip import is_open_clip, load_open_clip, load_open_clip_processor
 
 # What is distilled of an ancestor; the columns that carry it beside the data.
 EMBEDDING_COLUMNS = ("ancestor_image_embeds", "ancestor_text_embeds")
 LOGITS_COLUMN = "ancestor_logits"
 
 
-# The classes that can be extracted from, by name.
+# The classes that can be loaded, by name; the first of a model type is what a config without a class means.
 ANCESTORS: dict[str, type[PreTrainedModel]] = {
-    cls.__name__: cls for cls in (CLIPModel, CLIPForImageClassification, ViTForImageClassification)
+    cls.__name__: cls
+    for cls in (
+        *(CLIPModel, CLIPForImageClassification, MetaClip2Model, SiglipModel),
+        *(ViTModel, ViTForImageClassification, Dinov2Model, Dinov2ForImageClassification),
+    )
 }
+# Those of them that a gene can be extracted from.
+EXTRACTED = ("CLIPModel", "CLIPForImageClassification", "ViTForImageClassification")
+# What users come with and what stands in its way, by model type.
+_UNFIT = {
+    "siglip2": "SigLIP 2 NaFlex takes pictures of any shape (the fixed-resolution SigLIP 2 are SiglipModels)",
+    "dinov2_with_registers": "its registers are tokens that no stock ViT has",
+    "dinov3_vit": "its layers have rotary positions",
+    "aimv2": "its layers have RMSNorm and a gated MLP",
+    "chinese_clip": "its text encoder is a BERT, whose norms come after its layers",
+    "altclip": "its text encoder is an XLM-R, whose norms come after its layers",
+}
+# What a bare ViT holds beside what its features are read from.
+_NO_FEATURES = ("pooler.", "embeddings.mask_token")
 
 
 def load_ancestor(ancestor: str | os.PathLike | PreTrainedModel, revision: str | None = None) -> PreTrainedModel:
     """Load the model to extract from, frozen, in evaluation mode and in float32, as a stock class.
 
     Args:
-        ancestor: a Hub id, a folder or a model: `CLIPModel`, or for an image gene (TLEG) an image classifier,
-            `CLIPForImageClassification` or `ViTForImageClassification`. A model in memory is copied, whatever its
-            dtype, its device and what holds it (DistributedDataParallel, `torch.compile`, offloading).
+        ancestor: a Hub id, a folder or a model of one of the classes of `ANCESTORS`, or the folder or Hub id (with or
+            without "hf-hub:") of an open_clip model, which becomes a `CLIPModel`. A model in memory is copied,
+            whatever its dtype, its device and what holds it (DistributedDataParallel, `torch.compile`, offloading).
+            A `ViTModel` comes without its pooler.
         revision: branch, tag or commit on the Hub; None takes main. The commit is recorded.
 
     Raises:
@@ -63,33 +90,105 @@ def load_ancestor(ancestor: str | os.PathLike | PreTrainedModel, revision: str |
     return model.eval().requires_grad_(False)
 
 
-def _load_stored(name: str, revision: str | None) -> PreTrainedModel:
-    config = load_config(AutoConfig, name, "the ancestor", revision=revision)
-    architecture = (config.architectures or ["CLIPModel" if config.model_type == "clip" else config.model_type])[0]
-    if architecture not in ANCESTORS:
+def load_ancestor_processor(ancestor: PreTrainedModel) -> Any:
+    """Load the processor stored with an ancestor, open_clip's too: of images alone for one without a text side.
+
+    Raises:
+        LearngeneError: if the ancestor was loaded from nowhere, or has none.
+    """
+    name, commit = ancestor.name_or_path, getattr(ancestor.config, "_commit_hash", None)
+    if not name:
+        raise LearngeneError("the ancestor is a model in memory that was loaded from nowhere: pass processor=")
+    if _is_open_clip(name, commit):
+        return load_open_clip_processor(name, revision=commit)
+    auto: Any = AutoProcessor if hasattr(ancestor, "text_model") else AutoImageProcessor
+    try:
+        return auto.from_pretrained(name, revision=commit)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise LearngeneError(
-            f"the ancestor {name!r} is a {architecture} (model type {config.model_type!r}), no CLIP: give a "
-            "CLIPModel, or for an image gene a CLIPForImageClassification or ViTForImageClassification"
-        )
+            f"the ancestor {name!r} has no processor stored with it ({first_line(error)}): pass processor="
+        ) from error
+
+
+def check_extracted(ancestor: PreTrainedModel) -> None:
+    """Refuse an ancestor that can be loaded, but not be extracted from."""
+    kind = type(ancestor).__name__
+    if kind not in EXTRACTED:
+        raise LearngeneError(f"the ancestor is a {kind}, which no gene comes from yet: give a {_listed(EXTRACTED)}")
+
+
+def _load_stored(name: str, revision: str | None) -> PreTrainedModel:
+    plain = name.removeprefix("hf-hub:")
+    # Of a Hub id transformers' own files are asked for first, so that what is wrong with it is said in their words.
+    if (plain != name or os.path.isdir(plain)) and _is_open_clip(plain, revision):
+        return load_open_clip(plain, revision=revision)
+    try:
+        config = load_config(AutoConfig, plain, "the ancestor", revision=revision)
+    except LearngeneError:
+        if not _is_open_clip(plain, revision):
+            raise
+        return load_open_clip(plain, revision=revision)
+    kind = config.model_type
+    of_type = (cls.__name__ for cls in ANCESTORS.values() if getattr(cls.config_class, "model_type", None) == kind)
+    architecture = (config.architectures or [next(of_type, kind)])[0]
+    if architecture not in ANCESTORS or _unfit(config):
+        _refuse(f"{name!r} is a {architecture} (model type {kind!r})", config)
     # Pinned to the commit that was looked at, whatever happens to the branch meanwhile.
     commit = getattr(config, "_commit_hash", None) or revision
-    return load_model(ANCESTORS[architecture], name, "the ancestor", revision=commit, dtype=torch.float32)
+    cls, options = ANCESTORS[architecture], _options(ANCESTORS[architecture])
+    return load_model(cls, plain, "the ancestor", revision=commit, dtype=torch.float32, **options)
+
+
+def _unfit(config: Any) -> str | None:
+    """Why no gene can come from a model with this config, where that is known."""
+    if getattr(config, "use_swiglu_ffn", False):
+        return "its gated MLP (SwiGLU), as in DINOv2 giant, is another kind of layer"
+    if not getattr(getattr(config, "vision_config", None), "vision_use_head", True):
+        return "without its pooling head it embeds no images"
+    return _UNFIT.get(getattr(config, "model_type", ""))
+
+
+def _refuse(told: str, config: Any) -> NoReturn:
+    reason = _unfit(config)
+    raise LearngeneError(
+        f"the ancestor {told}, which no gene comes from{f': {reason}' if reason else ''}. Give a "
+        f"{_listed(EXTRACTED)}, or an open_clip model"
+    )
+
+
+def _is_open_clip(name: str, revision: str | None) -> bool:
+    try:
+        return is_open_clip(name, revision=revision)
+    except LearngeneError:
+        return False  # no such repository: whoever loads from it says so
+
+
+def _options(cls: type) -> dict[str, Any]:
+    return {"add_pooling_layer": False} if cls is ViTModel else {}
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
 
 
 def _copy_in_memory(ancestor: Any) -> PreTrainedModel:
     """Build the stock class anew on the CPU: freezing and trimming must not reach the caller's model."""
     held = _unwrapped(ancestor)
     stock = next((cls for cls in ANCESTORS.values() if isinstance(held, cls)), None)
-    if stock is None or isinstance(held, LearngeneMixin):
-        raise LearngeneError(
-            f"the ancestor is a {type(held).__name__}, no CLIP: give a Hub id, a folder, a CLIPModel, or for an "
-            "image gene a CLIPForImageClassification or ViTForImageClassification"
-        )
+    config = getattr(held, "config", None)
+    if stock is None or isinstance(held, LearngeneMixin) or _unfit(config):
+        _refuse(f"is a {type(held).__name__}", config)
     with torch.random.fork_rng(devices=[]):  # the new model's own random start is written over
         # Attention in float32 and on any device, whatever kernel the caller's takes.
-        model = stock._from_config(copy.deepcopy(held.config), dtype=torch.float32, attn_implementation="sdpa")
+        model = stock._from_config(
+            copy.deepcopy(config), dtype=torch.float32, attn_implementation="sdpa", **_options(stock)
+        )
+    state = _own_parameters(held)
+    if stock is ViTModel:
+        state = {key: value for key, value in state.items() if not key.startswith(_NO_FEATURES)}
     try:
-        model.load_state_dict(_own_parameters(held))
+        model.load_state_dict(state)
     except (RuntimeError, NotImplementedError) as error:
         raise LearngeneError(
             f"the ancestor's tensors are not those of a {stock.__name__} ({first_line(error)}): give the stock model, "
@@ -123,7 +222,7 @@ def _own_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 def is_classifier(ancestor: PreTrainedModel) -> bool:
     """Say whether the ancestor is an image classifier, which gives an image gene (TLEG)."""
-    return not isinstance(ancestor, CLIPModel)
+    return hasattr(ancestor, "classifier")
 
 
 def describe_ancestor(ancestor: PreTrainedModel, parameters: int) -> dict[str, Any]:

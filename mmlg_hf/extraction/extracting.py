@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from ..configuration_learngene import LearngeneConfig
 from ..data import find_columns, load_image_text, process_images, process_pairs
@@ -21,11 +21,13 @@ from ..training.batches import check_rows
 from ..training.trainer import ImageTextCollator
 from .ancestors import (
     cache_ancestor_outputs,
+    check_extracted,
     copy_outer_weights,
     describe_ancestor,
     gene_config,
     is_classifier,
     load_ancestor,
+    load_ancestor_processor,
 )
 from .arguments import ExtractionArguments
 from .fitting import fit_gene
@@ -53,8 +55,9 @@ def extract_learngene(
     `args.elastic`, at smaller depths and widths in the same step.
 
     Args:
-        ancestor: a Hub id, a folder or a stock model: `CLIPModel` gives a `LearngeneModel`;
-            `CLIPForImageClassification` and `ViTForImageClassification` give a `LearngeneForImageClassification`.
+        ancestor: a Hub id, a folder or a stock model: `CLIPModel` (or an open_clip model's id or folder) gives a
+            `LearngeneModel`; `CLIPForImageClassification` and `ViTForImageClassification` give a
+            `LearngeneForImageClassification`.
         dataset: a Hub id, a folder, a `Dataset` or an `IterableDataset` with an image column and, for a CLIP, a text
             column. Images are used as they are, without augmentation.
         args: None takes `ExtractionArguments("learngene")`.
@@ -78,8 +81,9 @@ def extract_learngene(
     if not isinstance(args, ExtractionArguments):
         raise LearngeneError(f"args is a {type(args).__name__}: give ExtractionArguments")
     model = load_ancestor(ancestor, revision)
+    check_extracted(model)
     described = describe_ancestor(model, model.num_parameters())
-    processor = processor if processor is not None else _stored_processor(model)
+    processor = processor if processor is not None else load_ancestor_processor(model)
     _check_processor(processor, model, args)
     _gene_config(model, args)  # refuses what no gene can be, before the data are read
     data, evaluation = _load(dataset, eval_dataset, args)
@@ -97,7 +101,7 @@ def extract_learngene(
         check_rows(evaluation, args.eval_batch_size, args.world_size, "evaluation")
     set_seed(args.seed)
     started = time.monotonic()  # the rotation, the fit and the ancestor's outputs are part of the price
-    gene = _make_gene(model, args, train, collator)
+    gene, turned = _make_gene(model, args, train, collator)
     gene.config.ancestor, gene.processor = described, processor
     if args.cache_ancestor and isinstance(train, Dataset):
         folder = args.ancestor_cache_dir or Path(args.output_dir, "ancestor_outputs")
@@ -117,6 +121,7 @@ def extract_learngene(
     if not trainer.state.global_step:
         raise LearngeneError("the data gave no complete batch: nothing was trained, so lower the batch size")
     gene.config.recipe = recipe(args, dataset, train, result, trainer.state, time.monotonic() - started)
+    gene.config.recipe["turned"] = {modality: round(cosine, 4) for modality, cosine in turned.items()}
     trainer.save_model(args.output_dir)
     return gene.eval()
 
@@ -137,19 +142,6 @@ def _load(dataset: Any, eval_dataset: Any, args: ExtractionArguments) -> tuple[A
     if isinstance(eval_dataset, Mapping) and len(eval_dataset) != 1:
         raise LearngeneError(f"eval_dataset has the splits {', '.join(map(str, eval_dataset))}: give one of them")
     return data, load_image_text(eval_dataset, None)
-
-
-def _stored_processor(ancestor: PreTrainedModel) -> Any:
-    auto: Any = AutoImageProcessor if is_classifier(ancestor) else AutoProcessor
-    name = ancestor.name_or_path
-    if not name:
-        raise LearngeneError("the ancestor is a model in memory that was loaded from nowhere: pass processor=")
-    try:
-        return auto.from_pretrained(name, revision=getattr(ancestor.config, "_commit_hash", None))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise LearngeneError(
-            f"the ancestor {name!r} has no processor stored with it ({first_line(error)}): pass processor="
-        ) from error
 
 
 def _check_processor(processor: Any, ancestor: Any, args: ExtractionArguments) -> None:
@@ -208,8 +200,10 @@ def _gene_config(ancestor: Any, args: ExtractionArguments) -> LearngeneConfig:
     )
 
 
-def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator) -> Any:
-    """Build the gene and start it from its ancestor, turned first where that is asked for."""
+def _make_gene(
+    ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator
+) -> tuple[Any, dict[str, float]]:
+    """Build the gene and start it from its ancestor, turned first where that is asked for; return what that kept."""
     turned: dict[str, float] = {}
     if args.rotate and not is_classifier(ancestor):
         rows = list(islice(data, args.rotation_rows))
@@ -226,7 +220,7 @@ def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: An
         fit_gene(gene, ancestor)
     if not is_classifier(ancestor) and not args.contrastive_weight:
         gene.logit_scale.requires_grad_(False)  # no loss reaches it: it stays the ancestor's
-    return gene
+    return gene, turned
 
 
 def _process(data: Any, ancestor: Any, processor: Any, args: ExtractionArguments) -> Dataset | IterableDataset:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers.utils.hub import extract_commit_hash
 
 from ..errors import LearngeneError, first_line
 from ..hub import explain_hub_errors
@@ -54,8 +55,6 @@ _LAYER_NAMES = {
 
 def is_open_clip(name: str | os.PathLike, **hub: Any) -> bool:
     """Whether a folder or Hub repository holds an open_clip model and no transformers model."""
-    if os.path.isdir(name):
-        return Path(name, CONFIG).is_file() and not Path(name, "config.json").is_file()
     return _find(name, (CONFIG,), **hub) is not None and _find(name, ("config.json",), **hub) is None
 
 
@@ -80,7 +79,8 @@ def load_open_clip(name: str | os.PathLike, **hub: Any) -> CLIPModel:
     model = CLIPModel(config)
     _check(state, model.state_dict(), os.fspath(name))
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()})
-    model.config._name_or_path = model.name_or_path = os.fspath(name)
+    model.config._name_or_path = model.name_or_path = _plain_name(name)
+    model.config._commit_hash = extract_commit_hash(str(weights), None)
     return model.eval()
 
 
@@ -104,7 +104,7 @@ def load_open_clip_processor(name: str | os.PathLike, **hub: Any) -> CLIPProcess
     )
     limit = config["model_cfg"]["text_cfg"]["context_length"]
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(name if not os.path.isdir(name) else folder, **hub)
+        tokenizer = CLIPTokenizer.from_pretrained(_plain_name(name), **hub)
     except (OSError, ValueError, TypeError) as error:
         raise LearngeneError(
             f"the open_clip model {os.fspath(name)!r} has no tokenizer stored with it ({first_line(error)}): pass "
@@ -131,6 +131,8 @@ def clip_config(config: Mapping[str, Any], name: str) -> CLIPConfig:
             if key not in _READ[side] and value != _HARMLESS[side].get(key, value is None):
                 raise LearngeneError(f"{name!r} sets {side}_cfg.{key} to {value!r}: {_PLAIN}")
     vision, text = parts["vision"], parts["text"]
+    if not isinstance(vision["image_size"], int):
+        raise LearngeneError(f"{name!r} takes pictures of {vision['image_size']}: only square ones convert")
     common = {"hidden_act": "quick_gelu" if cfg.get("quick_gelu") else "gelu", "projection_dim": cfg["embed_dim"]}
     return CLIPConfig(
         projection_dim=cfg["embed_dim"],
@@ -249,9 +251,13 @@ def _files(name: str | os.PathLike, **hub: Any) -> tuple[Path, Path]:
     return config.parent, weights
 
 
+def _plain_name(name: str | os.PathLike) -> str:
+    return os.fspath(name).removeprefix("hf-hub:")
+
+
 def _find(name: str | os.PathLike, files: tuple[str, ...], **hub: Any) -> Path | None:
     """The first of the files that a folder or a Hub repository has."""
-    name = os.fspath(name).removeprefix("hf-hub:")
+    name = _plain_name(name)
     if os.path.isdir(name):
         return next((path for file in files if (path := Path(name, file)).is_file()), None)
     with explain_hub_errors(name, hub.get("revision")):

@@ -5,10 +5,14 @@ without weight and bias commutes with every rotation that keeps the all-ones vec
 channels can be mixed at will as long as all that reads and writes them is turned along (SliceGPT, arXiv 2401.15024,
 which does the same for RMSNorm). Turned to its principal components, the leading channels hold nearly all of the
 stream, and a leading slice, which is how a gene grows narrow descendants, keeps nearly all of the encoder.
+
+What reads and what writes a stream is data, one entry a family (`_STREAMS`). Where a family's embedding is as wide as
+its image encoder (SigLIP), so that a narrow descendant has a part of the embedding alone, the embedding is turned too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,49 +20,142 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
+from ..errors import LearngeneError
+
 logger = logging.get_logger(__name__)
 
-_ENCODERS = {
-    "image": ("vision_model", "post_layernorm", "visual_projection"),
-    "text": ("text_model", "final_layer_norm", "text_projection"),
-}
 # A turned encoder must keep this much of its embeddings; only the norm before an image encoder's layers loses any.
 LEAST_COSINE = 0.99
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """One encoder's residual stream: what is summed into it, and who reads and writes it, by the modules' names.
+
+    Args:
+        embeddings: their parameters are all of the stream's size, and summed.
+        layers: the list of layers.
+        reads: of a layer, each LayerNorm and the modules that read what it makes.
+        writes: of a layer, what adds to the stream.
+        final: the LayerNorm after the layers.
+        readers: what reads it, as far as it is there.
+        pre_norm: the LayerNorm before the layers, None without.
+        output: what the embedding is in the model's output.
+    """
+
+    embeddings: str
+    layers: str
+    reads: Mapping[str, tuple[str, ...]]
+    writes: tuple[str, ...]
+    final: str
+    readers: tuple[str, ...]
+    pre_norm: str | None
+    output: str
+
+
+_CLIP_LAYER: dict[str, Any] = {
+    "reads": {
+        "layer_norm1": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "layer_norm2": ("mlp.fc1",),
+    },
+    "writes": ("self_attn.out_proj", "mlp.fc2"),
+}
+_VIT_LAYER: dict[str, Any] = {
+    "reads": {
+        "layernorm_before": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+        "layernorm_after": ("mlp.fc1",),
+    },
+    "writes": ("attention.o_proj", "mlp.fc2"),
+}
+
+
+def _clip_like(vision_reader: str, text_reader: str, pre_norm: str | None) -> dict[str, _Stream]:
+    vision, text = "vision_model.", "text_model."
+    return {
+        "image": _Stream(
+            embeddings=vision + "embeddings", layers=vision + "encoder.layers", **_CLIP_LAYER,
+            final=vision + "post_layernorm", readers=(vision_reader,), pre_norm=pre_norm, output="image_embeds",
+        ),
+        "text": _Stream(
+            embeddings=text + "embeddings", layers=text + "encoder.layers", **_CLIP_LAYER,
+            final=text + "final_layer_norm", readers=(text_reader,), pre_norm=None, output="text_embeds",
+        ),
+    }  # fmt: skip
+
+
+def _vit(prefix: str, readers: tuple[str, ...], output: str) -> dict[str, _Stream]:
+    return {
+        "image": _Stream(
+            embeddings=prefix + "embeddings", layers=prefix + "layers", **_VIT_LAYER,
+            final=prefix + "layernorm", readers=readers, pre_norm=None, output=output,
+        )
+    }  # fmt: skip
+
+
+_CLIP = _clip_like("visual_projection", "text_projection", "vision_model.pre_layrnorm")
+_STREAMS: dict[str, dict[str, _Stream]] = {
+    "CLIPModel": _CLIP,
+    "MetaClip2Model": _CLIP,
+    # The pooling head's attention reads keys and values; its queries come from a probe of its own.
+    "SiglipModel": _clip_like("vision_model.head.attention", "text_model.head", None),
+    "ViTModel": _vit("", ("pooler.dense",), "last_hidden_state"),
+    "ViTForImageClassification": _vit("vit.", ("classifier",), "logits"),
+}
+
+
+@dataclass(frozen=True)
+class _Embedding:
+    """What writes into the embedding of both modalities, and what reads it again before it is given out."""
+
+    writes: tuple[str, ...]
+    reads: Mapping[str, tuple[str, ...]]
+
+
+_EMBEDDINGS = {
+    "SiglipModel": _Embedding(
+        writes=("vision_model.head.attention.out_proj", "vision_model.head.mlp.fc2", "text_model.head"),
+        reads={"vision_model.head.layernorm": ("vision_model.head.mlp.fc1",)},
+    )
+}
 
 
 @torch.no_grad()
 def rotate_channels(
     ancestor: Any, batches: Sequence[Mapping[str, Tensor]], least_cosine: float = LEAST_COSINE
 ) -> tuple[Any, dict[str, float]]:
-    """Return a copy of a CLIP whose channels are the principal components of what its LayerNorms read.
+    """Return a copy of an ancestor whose channels are the principal components of what its LayerNorms read.
 
-    The copy computes what the ancestor does, but for the LayerNorm before the image encoder's layers: its weight acts
-    on the stream itself, and a turned elementwise product is none. The weight moves into the embeddings, so that the
+    The copy computes what the ancestor does, but for the LayerNorm before a CLIP's image layers: its weight acts on
+    the stream itself, and a turned elementwise product is none. The weight moves into the embeddings, so that the
     direction of each token is exact and its length, where the weight varies, near (see `_fold_pre_norm`).
 
+    A `SiglipModel`'s embeddings, of both sides, are turned to their principal components too, by one rotation: their
+    products, and so all logits, stay. A `ViTModel` gives out what its last LayerNorm makes, whose weight and bias then
+    have nowhere to go: the turned features f' are without them, f = weight * (Q' f') + bias, Q' turning back.
+
     Args:
-        ancestor: a `CLIPModel`; left as it is.
-        batches: `pixel_values` [B, 3, H, W], `input_ids` and `attention_mask` [B, T] to read the stream from; read
-            twice, and nothing of them is kept but sums.
+        ancestor: `CLIPModel`, `MetaClip2Model`, `SiglipModel`, `ViTModel` or `ViTForImageClassification`; left as it
+            is.
+        batches: `pixel_values` [B, 3, H, W] and, with a text side, `input_ids` [B, T], and `attention_mask` [B, T]
+            where the model takes one, to read the stream from; read several times, and nothing of them is kept but
+            sums.
         least_cosine: an encoder whose turned embeddings fall below this is left as it is.
 
     Returns:
         the copy, and for each modality that was turned how near its embeddings are to the ancestor's on the batches:
         the mean cosine, both sides' means over the batches taken out.
+
+    Raises:
+        LearngeneError: if it is no model of these classes.
     """
+    family = type(ancestor).__name__
+    if family not in _STREAMS:
+        raise LearngeneError(f"a {family} cannot be turned: give one of {', '.join(_STREAMS)}")
     model = deepcopy(ancestor).eval()
-    moments = _read_moments(model, batches)
-    for modality, (name, final_norm, projection) in _ENCODERS.items():
-        encoder = getattr(model, name)
-        rotation = principal_rotation(moments[modality]).to(encoder.embeddings.position_embedding.weight.device)
-        if modality == "image":
-            _fold_pre_norm(encoder, _mean_ratio(encoder, batches))
-        _turn_layers(encoder.encoder.layers, rotation)
-        _turn_embeddings(encoder.embeddings, rotation)
-        _turn_outputs(getattr(encoder, final_norm), getattr(model, projection), rotation)
-        if modality == "image":
-            encoder.pre_layrnorm.bias.copy_(rotation @ encoder.pre_layrnorm.bias)
-    kept = _compare(ancestor, model, batches)
+    streams = _STREAMS[family]
+    moments = _read_moments(model, streams, batches)
+    readouts = {modality: _turn_stream(model, s, moments[modality], batches) for modality, s in streams.items()}
+    kept = _compare(ancestor, model, streams, readouts, batches)
     for modality, cosine in list(kept.items()):
         logger.info(f"the turned {modality} encoder keeps a cosine of {cosine:.4f} to the ancestor's")
         if not cosine >= least_cosine:
@@ -66,35 +163,51 @@ def rotate_channels(
                 f"the {modality} encoder is not turned: turned it would keep a cosine of {kept.pop(modality):.4f} to "
                 f"the ancestor's, and {least_cosine} is asked"
             )
-            for name in _ENCODERS[modality][::2]:
-                getattr(model, name).load_state_dict(getattr(ancestor, name).state_dict())
+            _restore(model, ancestor, streams[modality])
+    if family in _EMBEDDINGS:
+        _turn_embedding_space(model, _EMBEDDINGS[family], _embedding_moment(model, streams, batches))
     return model, kept
 
 
-def _compare(ancestor: Any, turned: Any, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
-    """Return the mean centred cosine of both models' normalised embeddings, by modality."""
-    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {"image": [], "text": []}
+def _compare(
+    ancestor: Any,
+    turned: Any,
+    streams: Mapping[str, _Stream],
+    readouts: Mapping[str, nn.Module | None],
+    batches: Iterable[Mapping[str, Tensor]],
+) -> dict[str, float]:
+    """Return the mean centred cosine of both models' embeddings, by modality."""
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {modality: [] for modality in streams}
     for batch in batches:
-        outputs = [model(**_inputs(model, batch)) for model in (ancestor, turned)]
+        theirs, ours = (_embeddings(model, streams, batch) for model in (ancestor, turned))
         for modality, found in pairs.items():
-            found.append(tuple(getattr(output, f"{modality}_embeds").float().cpu() for output in outputs))
+            readout = readouts[modality]
+            found.append((theirs[modality], ours[modality] if readout is None else readout(ours[modality])))
     cosines = {}
     for modality, found in pairs.items():
-        theirs, ours = (torch.cat(rows) for rows in zip(*found, strict=True))
-        centred = (theirs - theirs.mean(0), ours - ours.mean(0)) if len(theirs) > 1 else (theirs, ours)
+        before, after = (torch.cat(rows).cpu() for rows in zip(*found, strict=True))
+        centred = (before - before.mean(0), after - after.mean(0)) if len(before) > 1 else (before, after)
         cosines[modality] = F.cosine_similarity(*centred).mean().item()
     return cosines
 
 
+def _embeddings(model: Any, streams: Mapping[str, _Stream], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The embeddings [B, D] of a batch by modality; of features one for each token the class token's."""
+    output = model(**_inputs(model, batch))
+    found = {modality: getattr(output, stream.output).float() for modality, stream in streams.items()}
+    return {modality: rows[:, 0] if rows.dim() == 3 else rows for modality, rows in found.items()}
+
+
 def _inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: batch[name].to(model.device) for name in ("pixel_values", "input_ids", "attention_mask")}
+    wanted = ("pixel_values", "input_ids", "attention_mask") if hasattr(model, "text_model") else ("pixel_values",)
+    return {name: batch[name].to(model.device) for name in wanted if name in batch}
 
 
 def principal_rotation(moment: Tensor) -> Tensor:
     """Return the rotation onto principal components, strongest first, that keeps the all-ones vector in place.
 
     Args:
-        moment: [D, D], mean outer product of vectors whose entries sum to zero.
+        moment: [D, D], mean outer product of vectors; what lies along the all-ones vector does not count.
 
     Returns:
         Q [D, D] in float32: orthogonal, Q 1 = 1, and Q x has the components of x in its channels, the i-th strongest
@@ -113,7 +226,9 @@ def principal_rotation(moment: Tensor) -> Tensor:
     return (reflection @ components.T).float()
 
 
-def _read_moments(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _read_moments(
+    model: Any, streams: Mapping[str, _Stream], batches: Iterable[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
     """Return, per modality, the mean outer product [D, D] of what its LayerNorms read.
 
     Each layer's two LayerNorms count once, and the final one, which all of the output passes, as often as the layers.
@@ -125,21 +240,22 @@ def _read_moments(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> dict[s
     def reader(modality: str, weight: float):
         def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             rows = F.layer_norm(inputs[0].float(), inputs[0].shape[-1:])
-            rows = rows[mask] if modality == "text" and rows.dim() == 3 else rows.flatten(0, -2)
+            masked = modality == "text" and mask is not None and rows.dim() == 3
+            rows = rows[mask] if masked else rows.flatten(0, -2)
             moments[modality] = moments.get(modality, 0) + weight * (rows.T @ rows).cpu().double() / len(rows)
 
         return read
 
-    for modality, (name, final_norm, _) in _ENCODERS.items():
-        encoder = getattr(model, name)
-        layers = encoder.encoder.layers
-        for norm in (norm for layer in layers for norm in (layer.layer_norm1, layer.layer_norm2)):
+    for modality, stream in streams.items():
+        layers = model.get_submodule(stream.layers)
+        for norm in (layer.get_submodule(name) for layer in layers for name in stream.reads):
             handles.append(norm.register_forward_pre_hook(reader(modality, 1.0)))
-        handles.append(getattr(encoder, final_norm).register_forward_pre_hook(reader(modality, 2.0 * len(layers))))
+        final = model.get_submodule(stream.final)
+        handles.append(final.register_forward_pre_hook(reader(modality, 2.0 * len(layers))))
     try:
         for batch in batches:
             inputs = _inputs(model, batch)
-            mask = inputs["attention_mask"].bool()
+            mask = inputs["attention_mask"].bool() if "attention_mask" in inputs else None
             model(**inputs)
     finally:
         for handle in handles:
@@ -147,61 +263,122 @@ def _read_moments(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> dict[s
     return moments
 
 
-def _mean_ratio(encoder: Any, batches: Iterable[Mapping[str, Tensor]]) -> float:
+def _turn_stream(
+    model: Any, stream: _Stream, moment: Tensor, batches: Iterable[Mapping[str, Tensor]]
+) -> nn.Module | None:
+    """Turn all that reads and writes one stream, in place; where features are the output, return their way back."""
+    embeddings = model.get_submodule(stream.embeddings)
+    rotation = principal_rotation(moment).to(next(embeddings.parameters()).device)
+    if stream.pre_norm is not None:
+        norm = model.get_submodule(stream.pre_norm)
+        _fold_pre_norm(norm, embeddings, _mean_ratio(norm, embeddings, batches))
+        norm.bias.copy_(rotation @ norm.bias)
+    _turn_embeddings(embeddings, rotation)
+    for layer in model.get_submodule(stream.layers):
+        for name, names in stream.reads.items():
+            _turn_reads(layer.get_submodule(name), [layer.get_submodule(reader) for reader in names], rotation)
+        for name in stream.writes:
+            _turn_writes(layer.get_submodule(name), rotation)
+    # A ViT may come without its pooler.
+    there = [name for name in stream.readers if getattr(model, name.partition(".")[0]) is not None]
+    readers = [model.get_submodule(name) for name in there]
+    readout = None
+    if stream.output == "last_hidden_state" or not any(_reading(reader) for reader in readers):
+        readout = nn.Linear(len(rotation), len(rotation), device=rotation.device)
+        nn.init.eye_(readout.weight)
+        nn.init.zeros_(readout.bias)
+    _turn_reads(model.get_submodule(stream.final), [*readers, *([readout] if readout else [])], rotation)
+    return readout
+
+
+def _restore(model: Any, ancestor: Any, stream: _Stream) -> None:
+    for name in (stream.embeddings, stream.layers, stream.final, *stream.readers, stream.pre_norm):
+        if name and getattr(model, name.partition(".")[0]) is not None:
+            model.get_submodule(name).load_state_dict(ancestor.get_submodule(name).state_dict())
+
+
+def _mean_ratio(norm: Any, embeddings: Any, batches: Iterable[Mapping[str, Tensor]]) -> float:
     """Return the mean over tokens of std(w * c) / std(c), c the centred embedding and w the first norm's weight."""
-    norm, total, count = encoder.pre_layrnorm, 0.0, 0
+    total, count = 0.0, 0
     for batch in batches:
-        embedded = encoder.embeddings(batch["pixel_values"].to(norm.weight.device)).float()  # [B, N, D]
+        embedded = embeddings(batch["pixel_values"].to(norm.weight.device)).float()  # [B, N, D]
         rows = F.layer_norm(embedded, embedded.shape[-1:], eps=norm.eps)
         total += (rows * norm.weight).std(dim=-1, correction=0).sum().item()
         count += rows.shape[0] * rows.shape[1]
     return total / count
 
 
-def _fold_pre_norm(encoder: Any, ratio: float) -> None:
+def _fold_pre_norm(norm: Any, embeddings: Any, ratio: float) -> None:
     """Move the weight w of the LayerNorm before the layers into the embeddings, and leave a constant in its place.
 
     With C the centring matrix, LN(e) = w * Ce / std(Ce) + b. Embeddings diag(w) C e give the same direction, but for
     the all-ones one, which no later LayerNorm reads; their own deviation std(w * Ce) takes the place of std(Ce), and
     the constant, the mean ratio of the two, makes up for it. Exact where w is constant.
     """
-    norm, embeddings = encoder.pre_layrnorm, encoder.embeddings
     size = len(norm.weight)
     centring = torch.eye(size, device=norm.weight.device) - 1 / size
     _turn_embeddings(embeddings, centring @ torch.diag(norm.weight) @ centring)
     nn.init.constant_(norm.weight, ratio)
 
 
-def _turn_layers(layers: Iterable[Any], rotation: Tensor) -> None:
-    for layer in layers:
-        attention = layer.self_attn
-        for norm, linears in (
-            (layer.layer_norm1, (attention.q_proj, attention.k_proj, attention.v_proj)),
-            (layer.layer_norm2, (layer.mlp.fc1,)),
-        ):
-            for linear in linears:
-                linear.bias.add_(linear.weight @ norm.bias)
-                linear.weight.copy_((linear.weight * norm.weight) @ rotation.T)
-            nn.init.ones_(norm.weight)
-            nn.init.zeros_(norm.bias)
-        for linear in (attention.out_proj, layer.mlp.fc2):
-            linear.weight.copy_(rotation @ linear.weight)
-            linear.bias.copy_(rotation @ linear.bias)
-
-
 def _turn_embeddings(embeddings: Any, rotation: Tensor) -> None:
     """Apply a matrix [D, D] to everything that is summed into the embeddings."""
-    for name, weight in embeddings.named_parameters():
-        if name.startswith(("class_embedding", "patch_embedding")):  # channels first
-            weight.copy_((rotation @ weight.flatten(1)).view_as(weight) if weight.dim() > 1 else rotation @ weight)
+    for weight in embeddings.parameters():
+        if weight.dim() == 4:  # patches: channels first
+            weight.copy_((rotation @ weight.flatten(1)).view_as(weight))
         else:
             weight.copy_(weight @ rotation.T)
 
 
-def _turn_outputs(norm: nn.LayerNorm, projection: nn.Linear, rotation: Tensor) -> None:
-    """Move the final LayerNorm's weight into the projection, which has no bias to take up the norm's."""
-    # A channel that the norm shuts off entirely has nothing to move: its bias alone passes, through the projection.
-    scale = torch.where(norm.weight.abs() > 1e-6, norm.weight, torch.full_like(norm.weight, 1e-6))
-    projection.weight.copy_((projection.weight * scale) @ rotation.T)
-    norm.bias.copy_(rotation @ (norm.bias / scale))
+def _turn_writes(linear: Any, rotation: Tensor) -> None:
+    linear.weight.copy_(rotation @ linear.weight)
+    if linear.bias is not None:
+        linear.bias.copy_(rotation @ linear.bias)
+
+
+def _turn_reads(norm: Any, modules: Sequence[nn.Module], rotation: Tensor) -> None:
+    """Move a LayerNorm's weight and bias into what reads it, and turn that; the norm keeps what cannot move.
+
+    Where one of them has no bias, which could take up the norm's, the norm's own is turned.
+    """
+    read = [pair for pair in map(_reading, modules) if pair is not None]
+    biases = [bias for _, bias in read if bias is not None]
+    if len(biases) == len(read):
+        for (weight, _), bias in zip(read, biases, strict=True):
+            bias.add_(weight @ norm.bias)
+            weight.copy_((weight * norm.weight) @ rotation.T)
+        nn.init.zeros_(norm.bias)
+    else:
+        # Of a channel that the norm shuts off the bias alone passes; it must not grow so large that float32 drowns the
+        # other channels: at most 4000 times leaves both errors, of the scale and of rounding, near 1 / 4000 of it.
+        least = norm.bias.abs() / 4000
+        scale = torch.where(norm.weight.abs() >= least, norm.weight, torch.where(norm.weight < 0, -least, least))
+        for weight, _ in read:
+            weight.copy_((weight * scale) @ rotation.T)
+        norm.bias.copy_(rotation @ torch.where(scale == 0, 0, norm.bias / scale))
     nn.init.ones_(norm.weight)
+
+
+def _reading(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """The weight [out, D] and the bias by which a module reads a stream; None for one that passes it on."""
+    if isinstance(module, nn.MultiheadAttention):  # its queries read something else
+        size = module.embed_dim
+        return module.in_proj_weight[size:], module.in_proj_bias[size:]
+    return (module.weight, module.bias) if isinstance(module, nn.Linear) else None
+
+
+def _embedding_moment(model: Any, streams: Mapping[str, _Stream], batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
+    """Return the mean outer product [D, D] of the normalised embeddings, both sides counting the same."""
+    total: Any = 0
+    for batch in batches:
+        for rows in _embeddings(model, streams, batch).values():
+            total = total + (rows.T @ rows).cpu().double()
+    return total
+
+
+def _turn_embedding_space(model: Any, space: _Embedding, moment: Tensor) -> None:
+    rotation = principal_rotation(moment).to(model.device)
+    for name, readers in space.reads.items():
+        _turn_reads(model.get_submodule(name), [model.get_submodule(reader) for reader in readers], rotation)
+    for name in space.writes:
+        _turn_writes(model.get_submodule(name), rotation)

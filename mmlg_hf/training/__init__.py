@@ -5,10 +5,12 @@ from .. import lazy_names
 _MODULE_OF = {
     "ImageTextCollator": "trainer",  # which imports it from `data`
     "ContrastiveTrainer": "trainer",
+    "base_model_of": "trainer",
     "WholeBatchTrainer": "batches",
     "affinity_distillation_loss": "losses",
     "contrastive_loss": "losses",
     "feature_distillation_loss": "losses",
+    "sigmoid_loss": "losses",
     "soft_distillation_loss": "losses",
     "MuonFactory": "optimizers",
     "StackedMuon": "optimizers",

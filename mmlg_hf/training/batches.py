@@ -98,8 +98,8 @@ class WholeBatchTrainer(Trainer):
         rows = batch_size * processes
         if rows < 2 and self.contrasts_rows():
             raise LearngeneError(
-                f"a {purpose} batch of one pair has no negatives, so that its loss is 0 whatever the model: set "
-                "the batch size to 2 or more (gradient accumulation adds no negatives)"
+                f"a {purpose} batch of one pair has no negatives, so that there is nothing to tell it from: set the "
+                "batch size to 2 or more (gradient accumulation adds no negatives)"
             )
         if isinstance(dataset, IterableDataset):
             if self.args.world_size > 1 and getattr(dataset, "_distributed", None) is not None:

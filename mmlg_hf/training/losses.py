@@ -1,4 +1,4 @@
-"""The training losses: contrastive over the negatives of all processes, affinity and feature distillation.
+"""The training losses: contrastive and sigmoid over the negatives of all processes, affinity and feature distillation.
 
 Every loss is the mean over this process's own rows. With equally many rows on each process, DistributedDataParallel's
 average of the gradients is then the gradient of the loss of the whole global batch.
@@ -173,6 +173,40 @@ def _summed_cross_entropy(
     with torch.autocast(own.device.type, enabled=False):
         logits = own.float() @ others.float().T * scale
     return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+
+
+def sigmoid_loss(
+    image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float
+) -> Tensor:
+    """Pairwise sigmoid loss of SigLIP (Zhai et al., ICCV 2023, arXiv 2303.15343) over the texts of all processes.
+
+    -1/B sum_i sum_j log sigmoid(z_ij (scale * i_i t_j' + bias)), z_ij being 1 where row i of the images belongs to row
+    j of the texts and -1 elsewhere: each image with the texts of all processes. Computed in float32. On one process it
+    is the loss inside `SiglipModel`. Embeddings of zero give, without a bias, processes * B * log 2: it is a sum over
+    the texts, and so grows with the batch.
+
+    Args:
+        image_embeds: normalised rows [B, D].
+        text_embeds: normalised rows [B, D].
+        logit_scale: the factor itself (for a `SiglipModel` `model.logit_scale.exp()`).
+        logit_bias: added to every logit.
+
+    Returns:
+        The mean over this process's images, a scalar.
+
+    Raises:
+        LearngeneError: if rows do not pair up, are no floating numbers or differ in size, or processes hold different
+            numbers of rows.
+    """
+    _check_pairs(image_embeds=image_embeds, text_embeds=text_embeds)
+    _check_sizes(image_embeds, text_embeds)
+    all_texts, offset = gather_embeddings(text_embeds)
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        logits = image_embeds.float() @ all_texts.float().T * logit_scale + logit_bias  # [B, processes * B]
+    own = torch.arange(len(logits), device=logits.device)
+    signs = torch.full_like(logits, -1)
+    signs[own, own + offset] = 1
+    return -F.logsigmoid(signs * logits).sum(dim=-1).mean()
 
 
 def affinity_distillation_loss(

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import CLIPModel, PreTrainedTokenizerBase, TrainerCallback, VisionTextDualEncoderModel
 
 from ..data import ImageTextCollator, holds_pictures, undecoded
-from ..data.texts import check_tokenizer, text_config_of
+from ..data.texts import check_tokenizer, pads_to_one_length, text_config_of
 from ..errors import LearngeneError
 from .batches import WholeBatchTrainer, check_is_data
-from .losses import check_label_smoothing, contrastive_loss
+from .losses import check_label_smoothing, contrastive_loss, sigmoid_loss
 from .optimizers import is_decayed
 
 # CLIP (Radford et al., 2021, section 2.5) clips the temperature so that logits are never scaled by more than 100.
@@ -37,10 +37,17 @@ class _ClampLogitScale(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model = base_model_of(kwargs["model"])
-        lowest, highest = getattr(model, "logit_scale_range", (None, MAX_LOGIT_SCALE))
-        if model.logit_scale.requires_grad:
+        # SigLIP's is free: the bias, not the scale, keeps its logits in bounds.
+        stock = (None, None) if _logit_bias(model) is not None else (None, MAX_LOGIT_SCALE)
+        lowest, highest = getattr(model, "logit_scale_range", stock)
+        if model.logit_scale.requires_grad and not lowest is highest is None:
             with torch.no_grad():
                 model.logit_scale.clamp_(lowest, highest)
+
+
+def _logit_bias(model: Any) -> Tensor | None:
+    """The bias that a model trained by the sigmoid loss has; None for one trained by the contrastive loss."""
+    return getattr(base_model_of(model), "logit_bias", None)
 
 
 class ContrastiveTrainer(WholeBatchTrainer):
@@ -49,7 +56,8 @@ class ContrastiveTrainer(WholeBatchTrainer):
     The same global batch gives the same update on any number of processes, where the stock Trainer contrasts each
     process's rows only with themselves. It takes every model whose forward returns normalised `image_embeds` and
     `text_embeds` and which has a `logit_scale`: `CLIPModel`, `LearngeneModel`, `VisionTextDualEncoderModel`, a CLIP
-    mixture of experts (an `aux_loss` in the output is added to the loss), each whole, partly frozen or under PEFT.
+    mixture of experts (an `aux_loss` in the output is added to the loss), each whole, partly frozen or under PEFT. A
+    model with a `logit_bias` beside it, such as `SiglipModel`, is trained by the pairwise sigmoid loss.
 
     It differs from `Trainer` in these points:
 
@@ -58,9 +66,9 @@ class ContrastiveTrainer(WholeBatchTrainer):
       `args.dataloader_drop_last` to True, since the loss of a smaller batch cannot be compared. So evaluation too
       leaves out an incomplete last batch; `evaluate_retrieval` measures all rows. Both hold for streams as well.
     - Each process reads a stream whole and takes its part of every batch: a stream that is shuffled needs a seed.
-    - `args.label_smoothing_factor` smooths the contrastive targets.
+    - `args.label_smoothing_factor` smooths the contrastive targets; the sigmoid loss has none.
     - The logit scale is held at ln 100 or below, as CLIP's was, or in the model's own `logit_scale_range` (lowest and
-      highest, None for no bound), unless it is frozen.
+      highest, None for no bound), unless it is frozen. With a `logit_bias` it is free.
     - Weight decay leaves alone what is no matrix, see `mmlg_hf.training.optimizers.is_decayed`.
     - `compute_metrics` is given (image_embeds, text_embeds) as predictions: `mmlg_hf.evaluation.compute_retrieval`
       makes recalls and ranks of them. `eval_loss` is always there.
@@ -112,6 +120,11 @@ class ContrastiveTrainer(WholeBatchTrainer):
             **kwargs,
         )
         base = _check_model(self.model)
+        if _logit_bias(base) is not None and self.args.label_smoothing_factor:
+            raise LearngeneError(
+                f"label_smoothing_factor is {self.args.label_smoothing_factor}, but a {type(base).__name__} is "
+                "trained by the sigmoid loss, which has no smoothing: leave it out"
+            )
         text_config = text_config_of(base)
         for holder in (processing_class, getattr(data_collator, "processor", None)):
             tokenizer = getattr(holder, "tokenizer", holder)
@@ -125,7 +138,8 @@ class ContrastiveTrainer(WholeBatchTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Contrast the batch's pairs with those of all processes; see `mmlg_hf.training.losses.contrastive_loss`."""
+        """Contrast the batch's pairs with those of all processes, by `contrastive_loss` or `sigmoid_loss`."""
+        self._check_length(model, inputs)
         base = base_model_of(model)
         if isinstance(base, _LOSS_APART) and not hasattr(base.config, "router_aux_loss_coef"):
             # Its own loss would be computed for nothing. Others may return their `aux_loss` only along with it.
@@ -139,16 +153,29 @@ class ContrastiveTrainer(WholeBatchTrainer):
                 "ContrastiveTrainer needs both by name (with config.return_dict=True)"
             )
         device = image_embeds.device  # a model spread over devices has its texts elsewhere
-        loss = contrastive_loss(
-            image_embeds,
-            text_embeds.to(device),
-            base.logit_scale.exp().to(device),
-            label_smoothing=self.args.label_smoothing_factor,
-        ).to(self.args.device)
+        text_embeds, scale, bias = text_embeds.to(device), base.logit_scale.exp(), _logit_bias(model)
+        if bias is not None:
+            loss = sigmoid_loss(image_embeds, text_embeds, scale.to(device), bias.to(device))
+        else:
+            smoothing = self.args.label_smoothing_factor
+            loss = contrastive_loss(image_embeds, text_embeds, scale.to(device), label_smoothing=smoothing)
+        loss = loss.to(self.args.device)
         aux_loss = getattr(outputs, "aux_loss", None)
         if aux_loss is not None:
             loss = loss + aux_loss.to(loss.device)
         return (loss, outputs) if return_outputs else loss
+
+    def _check_length(self, model: Any, inputs: dict[str, Any]) -> None:
+        """Refuse texts padded to the longest of a batch where the model reads the last position, padding or not."""
+        ids = inputs.get("input_ids")
+        if ids is not None and pads_to_one_length(text_config_of(base_model_of(model))):
+            self._text_length = getattr(self, "_text_length", ids.shape[1])
+            if ids.shape[1] != self._text_length:
+                raise LearngeneError(
+                    f"batches have texts of {self._text_length} and of {ids.shape[1]} tokens, but the text encoder "
+                    "reads the last position: pad all to one length, as ImageTextCollator(processor, "
+                    "text_config=model.config.text_config) does"
+                )
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """Return the names of the parameters with weight decay: the stock ones as far as `is_decayed`."""
