@@ -16,7 +16,7 @@ PACKAGE = ROOT / "mmlg_hf"
 STAGES = (
     {"errors"},
     {"saving", "hub", "checkpoints", "gene_files"},
-    {"configuration_learngene", "expansion"},
+    {"families", "configuration_learngene", "expansion"},
     {"modeling_text_classification", "growth", "modeling_learngene"},
     {"genes", "descendants"},
     {"data"},

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     CLIPForImageClassification,
-    CLIPModel,
+    MetaClip2ForImageClassification,
     PreTrainedModel,
     ViTForImageClassification,
 )
@@ -23,14 +23,8 @@ from ..configuration_learngene import LearngeneConfig
 from ..data import processor_key
 from ..data.identity import PROCESSING_VERSION, fingerprint_data, fingerprint_model
 from ..errors import LearngeneError, first_line
-from ..expansion import (
-    IMAGE_AXES,
-    TEXT_AXES,
-    TOKEN_EMBEDDING,
-    TOKEN_PROJECTION,
-    factor_table,
-    take_slice,
-)
+from ..expansion import TOKEN_EMBEDDING, TOKEN_PROJECTION, factor_table, take_slice
+from ..families import FAMILIES, family_of, why_refused
 from ..modeling_learngene import LearngeneMixin, encoder_sizes
 
 # What is distilled of an ancestor; the columns that carry it beside the data.
@@ -39,17 +33,21 @@ LOGITS_COLUMN = "ancestor_logits"
 
 
 # The classes that can be extracted from, by name.
-ANCESTORS: dict[str, type[PreTrainedModel]] = {
-    cls.__name__: cls for cls in (CLIPModel, CLIPForImageClassification, ViTForImageClassification)
-}
+_WHOLE: tuple[Any, ...] = tuple(family.whole_class for family in FAMILIES.values())
+_CLASSIFIERS = (CLIPForImageClassification, MetaClip2ForImageClassification, ViTForImageClassification)
+ANCESTORS: dict[str, Any] = {cls.__name__: cls for cls in (*_WHOLE, *_CLASSIFIERS)}
+_GIVE = (
+    f"give a {', '.join(cls.__name__ for cls in _WHOLE[:-1])} or {_WHOLE[-1].__name__}, or for an image gene a "
+    f"{', '.join(cls.__name__ for cls in _CLASSIFIERS[:-1])} or {_CLASSIFIERS[-1].__name__}"
+)
 
 
 def load_ancestor(ancestor: str | os.PathLike | PreTrainedModel, revision: str | None = None) -> PreTrainedModel:
     """Load the model to extract from, frozen, in evaluation mode and in float32, as a stock class.
 
     Args:
-        ancestor: a Hub id, a folder or a model: `CLIPModel`, or for an image gene (TLEG) an image classifier,
-            `CLIPForImageClassification` or `ViTForImageClassification`. A model in memory is copied, whatever its
+        ancestor: a Hub id, a folder or a model: a family's whole model, such as `CLIPModel`, or for an image gene
+            (TLEG) an image classifier; `ANCESTORS` lists all of them. A model in memory is copied, whatever its
             dtype, its device and what holds it (DistributedDataParallel, `torch.compile`, offloading).
         revision: branch, tag or commit on the Hub; None takes main. The commit is recorded.
 
@@ -65,11 +63,12 @@ def load_ancestor(ancestor: str | os.PathLike | PreTrainedModel, revision: str |
 
 def _load_stored(name: str, revision: str | None) -> PreTrainedModel:
     config = load_config(AutoConfig, name, "the ancestor", revision=revision)
-    architecture = (config.architectures or ["CLIPModel" if config.model_type == "clip" else config.model_type])[0]
+    family = family_of(config)
+    architecture = (config.architectures or [family.whole_class.__name__ if family else config.model_type])[0]
     if architecture not in ANCESTORS:
         raise LearngeneError(
-            f"the ancestor {name!r} is a {architecture} (model type {config.model_type!r}), no CLIP: give a "
-            "CLIPModel, or for an image gene a CLIPForImageClassification or ViTForImageClassification"
+            f"the ancestor {name!r} is a {architecture} (model type {config.model_type!r}), no CLIP"
+            f"{why_refused(config)}: {_GIVE}"
         )
     # Pinned to the commit that was looked at, whatever happens to the branch meanwhile.
     commit = getattr(config, "_commit_hash", None) or revision
@@ -82,8 +81,8 @@ def _copy_in_memory(ancestor: Any) -> PreTrainedModel:
     stock = next((cls for cls in ANCESTORS.values() if isinstance(held, cls)), None)
     if stock is None or isinstance(held, LearngeneMixin):
         raise LearngeneError(
-            f"the ancestor is a {type(held).__name__}, no CLIP: give a Hub id, a folder, a CLIPModel, or for an "
-            "image gene a CLIPForImageClassification or ViTForImageClassification"
+            f"the ancestor is a {type(held).__name__}, no CLIP{why_refused(getattr(held, 'config', None))}: {_GIVE}, "
+            "or the Hub id or folder of one"
         )
     with torch.random.fork_rng(devices=[]):  # the new model's own random start is written over
         # Attention in float32 and on any device, whatever kernel the caller's takes.
@@ -123,7 +122,7 @@ def _own_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 def is_classifier(ancestor: PreTrainedModel) -> bool:
     """Say whether the ancestor is an image classifier, which gives an image gene (TLEG)."""
-    return not isinstance(ancestor, CLIPModel)
+    return not isinstance(ancestor, _WHOLE)
 
 
 def describe_ancestor(ancestor: PreTrainedModel, parameters: int) -> dict[str, Any]:
@@ -159,10 +158,13 @@ def gene_config(
         token_embedding_rank: None, or the text encoder's width or more, stores the token embedding whole.
     """
     config = ancestor.config
-    shared: dict[str, Any] = {"num_unimodal_blocks": num_unimodal_blocks, "mixing": mixing}
+    family = family_of(config) or FAMILIES["clip"]  # a ViT's image gene grows CLIP's image encoders
+    shared: dict[str, Any] = {"num_unimodal_blocks": num_unimodal_blocks, "mixing": mixing, "family": family.name}
     if not is_classifier(ancestor):
         shared |= {"text_config": config.text_config.to_dict(), "vision_config": config.vision_config.to_dict()}
-        shared |= {"num_multimodal_blocks": num_multimodal_blocks, "projection_dim": config.projection_dim}
+        shared |= {"num_multimodal_blocks": num_multimodal_blocks}
+        if not family.embeds_at_width:
+            shared["projection_dim"] = config.projection_dim
     else:
         if num_multimodal_blocks:
             raise LearngeneError(
@@ -202,15 +204,16 @@ def copy_outer_weights(gene: Any, ancestor: PreTrainedModel) -> None:
     """
     own, theirs = dict(gene.named_parameters()), dict(ancestor.named_parameters())
     for modality, config in gene.config.encoder_configs.items():
-        for name, axes in (IMAGE_AXES if modality == "image" else TEXT_AXES).items():
+        for name, axes in gene.config.kin.outer[modality].items():
             if name in own and name in theirs:
                 weight = take_slice(theirs[name], axes, encoder_sizes(config))
                 if name == TOKEN_EMBEDDING and TOKEN_PROJECTION in own:
                     weight, projection = factor_table(weight, own[name].shape[1])
                     own[TOKEN_PROJECTION].copy_(projection)
                 own[name].copy_(weight)
-    if "logit_scale" in own and "logit_scale" in theirs:
-        own["logit_scale"].copy_(theirs["logit_scale"])
+    for name in gene.config.kin.whole:
+        if name in own and name in theirs:
+            own[name].copy_(theirs[name])
 
 
 @torch.no_grad()
