@@ -1,15 +1,27 @@
 """Every family: the gene is its ancestor, its descendants are the gene, and what is no family is refused by name."""
 
+import json
+
 import pytest
 import torch
+from pico import pico_pairs, pico_processor
 from pico_families import FAMILIES, family_inputs, make_hostile, pico_ancestor
+from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForZeroShotImageClassification, MetaClip2TextModel
 
 import mmlg_hf.modeling_learngene as modeling
-from mmlg_hf import LearngeneConfig, LearngeneModel, from_learngene, load_learngene
+from mmlg_hf import (
+    ExtractionArguments,
+    LearngeneConfig,
+    LearngeneModel,
+    extract_learngene,
+    from_learngene,
+    load_learngene,
+)
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.extraction.ancestors import copy_outer_weights, gene_config
+from mmlg_hf.extraction.ancestors import ancestor_outputs, copy_outer_weights, gene_config, load_ancestor
 from mmlg_hf.extraction.fitting import fit_gene
+from mmlg_hf.extraction.trainer import ExtractionTrainer
 from mmlg_hf.inspection import learngene_parameters, measure_size
 
 SIZES = {
@@ -306,3 +318,71 @@ def test_a_siglip_text_embedding_of_another_size_is_refused():
     text = {**fields.text_config.to_dict(), "projection_size": 24}
     with pytest.raises(LearngeneError, match="projection_size of text_config is 24: .* 32"):
         LearngeneConfig(**{**fields.to_dict(), "text_config": text})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "reason"),
+    [
+        ("siglip2", "Siglip2Model", "its NaFlex patches have no fixed resolution"),
+        ("chinese_clip", "ChineseCLIPModel", "its text encoder is a BERT"),
+        ("altclip", "AltCLIPModel", "its text encoder is an XLM-R"),
+        ("dinov3_vit", "DINOv3ViTModel", "rotary positions"),
+        ("dinov2", "Dinov2Model", "SwiGLU"),
+        ("bert", "BertModel", "no CLIP:"),
+    ],
+)
+def test_an_ancestor_of_no_family_is_refused_by_name_with_the_reason_and_those_that_are(
+    tmp_path, model_type, architecture, reason
+):
+    config = {"model_type": model_type, "architectures": [architecture], "use_swiglu_ffn": model_type == "dinov2"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LearngeneError) as caught:
+        load_ancestor(tmp_path)
+    for part in (architecture, reason, "CLIPModel, MetaClip2Model or SiglipModel", "ViTForImageClassification"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_ancestor_is_taken_from_a_folder_also_where_its_config_names_no_class(tmp_path, family):
+    ancestor = pico_ancestor(family)
+    ancestor.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["architectures"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert type(load_ancestor(tmp_path)) is type(load_ancestor(ancestor)) is type(ancestor)
+
+
+# --- extraction ------------------------------------------------------------------------------------------------------
+
+
+def extract(folder, family, **changes):
+    settings = {"max_steps": 3, "per_device_train_batch_size": 8, "report_to": "none", "disable_tqdm": True}
+    args = ExtractionArguments(str(folder), **{**settings, "use_cpu": True, "logging_steps": 1, **changes})
+    return extract_learngene(pico_ancestor(family), pico_pairs(16), args, processor=pico_processor())
+
+
+@pytest.mark.parametrize("family", ["metaclip_2", "siglip"])
+def test_a_gene_is_extracted_from_every_family(tmp_path, family):
+    gene = extract(tmp_path, family, affinity_weight=1.0, feature_weight=1.0)
+    assert {"loss_feature", "loss_feature_smaller", "loss_affinity"} <= set(gene.config.recipe["final_losses"])
+    assert gene.config.ancestor["class"] == type(pico_ancestor(family)).__name__
+    loaded = load_learngene(tmp_path)
+    assert type(loaded) is type(gene)
+    assert type(from_learngene(tmp_path, 1, 16)) is type(pico_ancestor(family))
+    for name in gene.config.kin.whole:
+        assert torch.equal(getattr(gene, name), getattr(pico_ancestor(family), name))
+
+
+def test_a_narrower_siglip_is_compared_with_the_leading_part_of_its_ancestors_embedding(tmp_path):
+    ancestor, inputs = make_hostile(pico_ancestor("siglip")), family_inputs("siglip")
+    gene = fitted_gene(ancestor)
+    args = ExtractionArguments(str(tmp_path), use_cpu=True, report_to="none", feature_weight=1.0, affinity_weight=0.0)
+    trainer = ExtractionTrainer(gene, args, ancestor=ancestor)
+    smaller = outputs(gene, {**inputs, "width": 16})
+    targets = ancestor_outputs(ancestor, inputs)
+    found = trainer._losses(gene, smaller, targets)["feature"]
+    wanted = [
+        2 - 2 * F.cosine_similarity(own, theirs[:, :16]).mean()
+        for own, theirs in zip(embeds(smaller), targets.values(), strict=True)
+    ]
+    torch.testing.assert_close(found, sum(wanted) / 2, rtol=1e-5, atol=1e-6)

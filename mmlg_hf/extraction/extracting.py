@@ -16,6 +16,7 @@ from ..data import find_columns, load_image_text, process_images, process_pairs
 from ..data.identity import fingerprint_model
 from ..data.texts import check_tokenizer, longest_text
 from ..errors import LearngeneError, first_line
+from ..families import family_of
 from ..modeling_learngene import LearngeneForImageClassification, LearngeneMixin, LearngeneModel
 from ..training.batches import check_rows
 from ..training.trainer import ImageTextCollator
@@ -29,7 +30,7 @@ from .ancestors import (
 )
 from .arguments import ExtractionArguments
 from .fitting import fit_gene
-from .rotation import rotate_channels
+from .rotation import TURNED, rotate_channels
 from .runs import WriteRun, describe_run, find_checkpoint, recipe
 from .trainer import AncestorCollator, ExtractionTrainer
 from .vocabulary import trim_embedding, trim_tokenizer
@@ -53,8 +54,10 @@ def extract_learngene(
     `args.elastic`, at smaller depths and widths in the same step.
 
     Args:
-        ancestor: a Hub id, a folder or a stock model: `CLIPModel` gives a `LearngeneModel`;
-            `CLIPForImageClassification` and `ViTForImageClassification` give a `LearngeneForImageClassification`.
+        ancestor: a Hub id, a folder or a stock model: `CLIPModel` and `MetaClip2Model` give a `LearngeneModel`,
+            `SiglipModel` (SigLIP, and SigLIP 2 of a fixed resolution) a `LearngeneSiglipModel`;
+            `CLIPForImageClassification`, `MetaClip2ForImageClassification` and `ViTForImageClassification` give a
+            `LearngeneForImageClassification`.
         dataset: a Hub id, a folder, a `Dataset` or an `IterableDataset` with an image column and, for a CLIP, a text
             column. Images are used as they are, without augmentation.
         args: None takes `ExtractionArguments("learngene")`.
@@ -89,7 +92,8 @@ def extract_learngene(
     if args.trim_vocabulary and not is_classifier(model):
         processor = _trim(model, processor, data, args)
 
-    collator = AncestorCollator(None if is_classifier(model) else ImageTextCollator(processor))
+    pairs = None if is_classifier(model) else ImageTextCollator(processor, text_config=model.config.text_config)
+    collator = AncestorCollator(pairs)
     train = _process(data, model, processor, args)
     check_rows(train, args.train_batch_size, args.world_size, "training")
     if evaluation is not None:
@@ -97,7 +101,7 @@ def extract_learngene(
         check_rows(evaluation, args.eval_batch_size, args.world_size, "evaluation")
     set_seed(args.seed)
     started = time.monotonic()  # the rotation, the fit and the ancestor's outputs are part of the price
-    gene = _make_gene(model, args, train, collator)
+    gene, model = _make_gene(model, args, train, collator)
     gene.config.ancestor, gene.processor = described, processor
     if args.cache_ancestor and isinstance(train, Dataset):
         folder = args.ancestor_cache_dir or Path(args.output_dir, "ancestor_outputs")
@@ -208,15 +212,24 @@ def _gene_config(ancestor: Any, args: ExtractionArguments) -> LearngeneConfig:
     )
 
 
-def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator) -> Any:
-    """Build the gene and start it from its ancestor, turned first where that is asked for."""
+def _make_gene(
+    ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator
+) -> tuple[Any, PreTrainedModel]:
+    """Build the gene and start it from its ancestor, turned first where that is asked for.
+
+    Returns:
+        the gene and the model that it is to imitate: of a SigLIP the turned one, whose embeddings are turned too.
+    """
     turned: dict[str, float] = {}
-    if args.rotate and not is_classifier(ancestor):
+    imitated = ancestor
+    family = family_of(ancestor.config)
+    if args.rotate and not is_classifier(ancestor) and family is not None and family.name in TURNED:
         rows = list(islice(data, args.rotation_rows))
         if not rows:
             raise LearngeneError("the dataset gives no rows: there is nothing to train on")
         batches = [collator(rows[start : start + 128]) for start in range(0, len(rows), 128)]
         ancestor, turned = rotate_channels(ancestor, batches)
+        imitated = ancestor if family.embeds_at_width else imitated
     config = _gene_config(ancestor, args)
     # True says what older genes say: both are turned.
     config.scale_norms = len(turned) == 2 or sorted(turned) or False
@@ -225,8 +238,9 @@ def _make_gene(ancestor: Any, args: ExtractionArguments, data: Any, collator: An
     if args.initialisation == "fitted" and args.gene_width is None and hasattr(ancestor, "vision_model"):
         fit_gene(gene, ancestor)
     if not is_classifier(ancestor) and not args.contrastive_weight:
-        gene.logit_scale.requires_grad_(False)  # no loss reaches it: it stays the ancestor's
-    return gene
+        for name in config.kin.whole:  # no loss reaches the scale of the logits: it stays the ancestor's
+            getattr(gene, name).requires_grad_(False)
+    return gene, imitated
 
 
 def _process(data: Any, ancestor: Any, processor: Any, args: ExtractionArguments) -> Dataset | IterableDataset:
@@ -234,5 +248,8 @@ def _process(data: Any, ancestor: Any, processor: Any, args: ExtractionArguments
     with args.main_process_first(desc="processing"):
         if is_classifier(ancestor):
             return process_images(data, getattr(processor, "image_processor", processor), **common)
-        longest = longest_text(processor.tokenizer, ancestor.config.text_config, args.max_length)
-        return process_pairs(data, processor, text_column=args.text_column, max_length=longest, **common)
+        text_config = ancestor.config.text_config
+        longest = longest_text(processor.tokenizer, text_config, args.max_length)
+        return process_pairs(
+            data, processor, text_column=args.text_column, max_length=longest, text_config=text_config, **common
+        )

@@ -22,6 +22,7 @@ _ENCODERS = {
     "image": ("vision_model", "post_layernorm", "visual_projection"),
     "text": ("text_model", "final_layer_norm", "text_projection"),
 }
+TURNED = ("clip", "metaclip_2")  # the families whose ancestors `rotate_channels` takes
 # A turned encoder must keep this much of its embeddings; only the norm before an image encoder's layers loses any.
 LEAST_COSINE = 0.99
 
