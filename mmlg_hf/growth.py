@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from .checkpoints import quiet
-from .configuration_learngene import MAX_LABELS, MODALITIES, Size, check_size
+from .configuration_learngene import MAX_LABELS, Size, check_size
 from .errors import LearngeneError, first_line
 from .families import Family, stock_class
 from .gene_files import read_dtype
@@ -86,9 +86,8 @@ class DescendantMixin:
                 f'num_labels is {len(labels)} with modality "multimodal", which has no head: use "image" or "text"'
             )
         own_head = self.config.text_config is None and labels is None
-        if modality in MODALITIES:  # refuse a class that there is not
-            descendant_class(self.config.kin, modality, labels is not None or own_head)
         config = self.config.descendant_config(depth, width, modality)
+        descendant_class(self.config.kin, modality, labels is not None or own_head)  # refuses one that there is not
         if labels is not None or own_head:
             names = self.config.id2label if labels is None else labels
             config.text_config.id2label = config.id2label = names

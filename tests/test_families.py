@@ -14,10 +14,12 @@ from mmlg_hf import (
     ExtractionArguments,
     LearngeneConfig,
     LearngeneModel,
+    evaluate_retrieval,
     extract_learngene,
     from_learngene,
     load_learngene,
 )
+from mmlg_hf.data.identity import fingerprint_gene
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.extraction.ancestors import ancestor_outputs, copy_outer_weights, gene_config, load_ancestor
 from mmlg_hf.extraction.fitting import fit_gene
@@ -386,3 +388,21 @@ def test_a_narrower_siglip_is_compared_with_the_leading_part_of_its_ancestors_em
         for own, theirs in zip(embeds(smaller), targets.values(), strict=True)
     ]
     torch.testing.assert_close(found, sum(wanted) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_genes_of_two_families_with_the_same_tensors_are_told_apart():
+    fields = gene_config(pico_ancestor(), num_multimodal_blocks=1, num_unimodal_blocks=1, mixing="linear").to_dict()
+    clip = LearngeneModel(LearngeneConfig(**fields))
+    other = LearngeneModel(LearngeneConfig(**{**fields, "family": "metaclip_2"}))
+    other.load_state_dict(clip.state_dict())
+    assert fingerprint_gene(clip) != fingerprint_gene(other)
+
+
+@pytest.mark.parametrize("family", ["metaclip_2", "siglip"])
+def test_a_gene_is_evaluated_as_its_full_size_descendant_is(family):
+    gene = fitted_gene(make_hostile(pico_ancestor(family)))
+    processor, pairs = pico_processor(), pico_pairs(8)
+    own, grown = (evaluate_retrieval(model, pairs, processor=processor) for model in (gene, gene.descendant()))
+    for name, value in grown.items():
+        if "per_second" not in name and "seconds" not in name:
+            assert own[name] == pytest.approx(value, abs=1e-4), name
