@@ -200,9 +200,10 @@ def _show_gene(name: str, gene: Any) -> None:
         f"{encoder.num_hidden_layers} layers x {encoder.hidden_size} for {modality}s"
         for modality, encoder in config.encoder_configs.items()
     )
+    heads = dict.fromkeys(str(e.hidden_size // e.num_attention_heads) for e in config.encoder_configs.values())
     lines = [
         f"{name}: {parameters:,} parameters, {stored / 1e6:.1f} MB in {str(gene.dtype).removeprefix('torch.')}",
-        f"{blocks}; {config.mixing} mixing; full size {encoders}; head size {config.head_size}",
+        f"{blocks}; {config.mixing} mixing; full size {encoders}; head size {' and '.join(heads)}",
     ]
     if config.ancestor:
         whole = config.ancestor.get("parameters")

@@ -7,9 +7,10 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
 from .errors import LearngeneError, first_line
+from .families import Family, read_family
 
 MIXINGS = ("shared-slope", "linear", "chebyshev", "learned")
 MODALITIES = ("multimodal", "image", "text")
@@ -59,7 +60,7 @@ class LearngeneConfig(PreTrainedConfig):
     Args:
         vision_config (`CLIPVisionConfig` or `dict`): the image encoder of the auxiliary model, the gene's own size.
         text_config (`CLIPTextConfig` or `dict`, *optional*): the text encoder; None for an image gene (TLEG).
-        projection_dim (`int`): size of the joint embedding.
+        projection_dim (`int`): size of the joint embedding; of a SigLIP it is the width of its image encoder.
         num_multimodal_blocks (`int`): blocks shared by both encoders. 0 gives each encoder its own gene (TLEG).
         num_unimodal_blocks (`int`): blocks of each encoder alone.
         mixing (`str`): "shared-slope" (one block each: V + (l/L) M), "linear" (1, l/L; at most two blocks a group; one
@@ -72,6 +73,8 @@ class LearngeneConfig(PreTrainedConfig):
             ("image", "text") that do.
         logit_scale_init_value (`float`): natural logarithm of the initial logit scale, as in CLIP.
         initializer_factor (`float`): scales all initialisation, as in CLIP.
+        family (`str`): which models the ancestor and the descendants are, one of `families.FAMILIES`: "clip",
+            "metaclip_2" or "siglip". The sub-configs are of the family's classes.
         ancestor (`dict`, *optional*): where the gene comes from: `id`, `revision` (commit), `class`, `parameters`.
         recipe (`dict`, *optional*): how it was made: data, steps, losses, seconds, hardware, versions.
 
@@ -98,23 +101,52 @@ class LearngeneConfig(PreTrainedConfig):
     scale_norms: bool | list[str] = False
     logit_scale_init_value: float | int = 2.6592
     initializer_factor: float | int = 1.0
+    family: str = "clip"
     ancestor: dict[str, Any] | None = None
     recipe: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
         if self.vision_config is None:
             self.vision_config = {}
+        family = read_family(self.family)
         check_size("projection_dim", self.projection_dim)
         _check_labels(kwargs)
-        for name, kind in self.sub_configs.items():
+        for name, kind in family.encoder_configs.items():
             given = getattr(self, name)
-            if isinstance(given, dict):
-                _check_labels(given, f"{name}.")
-                _check_encoder(name, {**kind.__dict__, **given})  # before stock code divides by what it holds
-                setattr(self, name, kind(**{**given, "projection_dim": self.projection_dim}))
-            elif given is not None and given.projection_dim != self.projection_dim:
-                setattr(self, name, kind(**{**given.to_dict(), "projection_dim": self.projection_dim}))
+            if given is None:
+                continue
+            fields = given if isinstance(given, dict) else given.to_dict()
+            _check_labels(fields, f"{name}.")
+            _check_encoder(name, {**kind.__dict__, **fields})  # before stock code divides by what it holds
+            size = self._embedding_field(name, fields)
+            if not isinstance(given, kind) or any(getattr(given, key) != value for key, value in size.items()):
+                setattr(self, name, kind(**{**fields, "model_type": kind.model_type, **size}))
         super().__post_init__(**kwargs)
+
+    def _embedding_field(self, name: str, fields: dict[str, Any]) -> dict[str, int]:
+        """The field that says an encoder's embedding size; a SigLIP's image encoder, whose own width it is, has none.
+
+        Of the encoders the image encoder comes first, and its width becomes the `projection_dim` of a SigLIP.
+        """
+        if not self.kin.embeds_at_width:
+            return {"projection_dim": self.projection_dim}
+        if name == "vision_config":
+            if not fields.get("vision_use_head", True):
+                raise LearngeneError("vision_use_head is False: without its head a SigLIP does not embed images")
+            self.projection_dim = fields.get("hidden_size", self.kin.encoder_configs[name].hidden_size)
+            return {}
+        given = fields.get("projection_size")
+        if given is not None and given != self.projection_dim:
+            raise LearngeneError(
+                f"projection_size of text_config is {given}: the text embedding of a SigLIP has the size of the image "
+                f"encoder's width, {self.projection_dim}"
+            )
+        return {"projection_size": self.projection_dim}
+
+    @property
+    def kin(self) -> Family:
+        """The entry of `families.FAMILIES` that this gene's `family` names."""
+        return read_family(self.family)
 
     @property
     def encoder_configs(self) -> dict[str, Any]:
@@ -128,15 +160,50 @@ class LearngeneConfig(PreTrainedConfig):
 
     @property
     def head_size(self) -> int:
-        """Size of one attention head, the same in both encoders: widths are multiples of it."""
+        """Size of one attention head of the image encoder, whose widths are multiples of it."""
         return self.vision_config.hidden_size // self.vision_config.num_attention_heads  # type: ignore[union-attr]
+
+    @property
+    def unshared(self) -> tuple[str, ...]:
+        """What of a layer the multimodal blocks lack, since the encoders cannot share it: "self_attn", "mlp" or both.
+
+        A head of one encoder is no head of the other where the sizes of heads differ, nor is a slice of one's MLP the
+        other's where the ratios of MLP to width do. Each encoder then has as many blocks of its own in their place.
+        """
+        if self.text_config is None:
+            return ()
+        vision: Any = self.vision_config
+        text: Any = self.text_config
+        heads = [config.hidden_size // config.num_attention_heads for config in (vision, text)]
+        alike = {
+            "self_attn": heads[0] == heads[1],
+            "mlp": vision.intermediate_size * text.hidden_size == text.intermediate_size * vision.hidden_size,
+        }
+        return tuple(part for part, shared in alike.items() if not shared)
+
+    def explain_unshared(self) -> str | None:
+        """Say in one sentence what the multimodal blocks lack and why; None where they lack nothing."""
+        if not (self.num_multimodal_blocks and self.unshared):
+            return None
+        encoders = self.encoder_configs.values()
+        heads = " and ".join(str(c.hidden_size // c.num_attention_heads) for c in encoders)
+        ratios = " and ".join(f"{c.intermediate_size / c.hidden_size:g}" for c in encoders)
+        reasons = {
+            "self_attn": f"attention (heads of {heads} channels)",
+            "mlp": f"MLP (ratios to the width of {ratios})",
+        }
+        apart = " and ".join(reasons[part] for part in self.unshared)
+        return (
+            f"the image and the text encoder cannot share their {apart}: "
+            "each has blocks of its own there, and the multimodal blocks hold the rest"
+        )
 
     @property
     def widest(self) -> Any:
         """The sub-config of the wider encoder, at whose width the multimodal blocks are stored."""
         return max(self.encoder_configs.values(), key=lambda config: config.hidden_size)
 
-    def descendant_config(self, depth: Size = None, width: Size = None, modality: str = "multimodal") -> CLIPConfig:
+    def descendant_config(self, depth: Size = None, width: Size = None, modality: str = "multimodal") -> Any:
         """Return the stock config of a descendant.
 
         Args:
@@ -145,6 +212,10 @@ class LearngeneConfig(PreTrainedConfig):
                 head size, at most the gene's width. One number sets the wider encoder, the other keeps the gene's
                 ratio, rounded to its head size.
             modality: "multimodal", "image" or "text". The side left out keeps the gene's own size.
+
+        Returns:
+            the family's config, such as `CLIPConfig`. The embedding of a SigLIP is as large as its image encoder is
+            wide: that of the descendant, or where the descendant has none that of the gene.
 
         Raises:
             LearngeneError: naming the value, and what is allowed.
@@ -163,7 +234,11 @@ class LearngeneConfig(PreTrainedConfig):
                 chosen |= {"num_hidden_layers": _check_depth(depths[side], own.num_hidden_layers)}
                 chosen |= self._width_fields(own, widths[encoder], encoder)
             built["vision_config" if encoder == "image" else "text_config"] = chosen
-        return CLIPConfig(
+        if self.kin.embeds_at_width:
+            if "text_config" in built:
+                built["text_config"]["projection_size"] = built["vision_config"]["hidden_size"]
+            return self.kin.config_class(**built)
+        return self.kin.config_class(
             **built, projection_dim=self.projection_dim, logit_scale_init_value=float(self.logit_scale_init_value)
         )
 
@@ -253,8 +328,6 @@ class LearngeneConfig(PreTrainedConfig):
                 f"num_multimodal_blocks is {self.num_multimodal_blocks}, but there is no text_config to share blocks "
                 "with: an image gene has num_multimodal_blocks=0"
             )
-        if self.num_multimodal_blocks and self.text_config is not None:
-            self._check_shareable()
         if not isinstance(self.scale_norms, bool) and not set(self.scale_norms) <= {"image", "text"}:
             raise LearngeneError(f'scale_norms is {self.scale_norms}: it takes True, False, or of "image" and "text"')
         if self.token_embedding_rank is not None:
@@ -268,20 +341,6 @@ class LearngeneConfig(PreTrainedConfig):
             raise LearngeneError(
                 f"token_embedding_rank is {rank}: it takes 1 to {width - 1}, below the text encoder's width, or None "
                 "for a token embedding that is stored whole"
-            )
-
-    def _check_shareable(self):
-        vision: Any = self.vision_config
-        text: Any = self.text_config
-        heads = [config.hidden_size // config.num_attention_heads for config in (vision, text)]
-        if heads[0] != heads[1]:
-            raise LearngeneError(
-                f"the head sizes differ (vision {heads[0]}, text {heads[1]}): a multimodal block needs them equal"
-            )
-        if vision.intermediate_size * text.hidden_size != text.intermediate_size * vision.hidden_size:
-            ratios = [config.intermediate_size / config.hidden_size for config in (vision, text)]
-            raise LearngeneError(
-                f"the MLP ratios differ (vision {ratios[0]:g}, text {ratios[1]:g}): a shared block needs them equal"
             )
 
 
@@ -323,7 +382,7 @@ def _check_real(name: str, value: Any, most: float = math.inf) -> None:
 
 def _check_encoder(name: str, fields: dict[str, Any]) -> None:
     """Raise a `LearngeneError` for a value that no encoder of a gene can have; `fields` are those of a sub-config."""
-    for field in (*_SIZES, *_OWN_SIZES[name]):
+    for field in (field for field in (*_SIZES, *_OWN_SIZES[name]) if field in fields):
         check_size(f"{field} of {name}", fields[field], MAX_LAYERS if field == "num_hidden_layers" else MAX_SIZE)
     _check_stored(f" of {name}", fields)
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
@@ -333,7 +392,7 @@ def _check_encoder(name: str, fields: dict[str, Any]) -> None:
         )
     if name == "vision_config" and fields["patch_size"] > fields["image_size"]:
         raise LearngeneError(f"patch_size is {fields['patch_size']}, above the image_size {fields['image_size']}")
-    for field in ("layer_norm_eps", "initializer_range", "initializer_factor"):
+    for field in (field for field in ("layer_norm_eps", "initializer_range", "initializer_factor") if field in fields):
         _check_real(f"{field} of {name}", fields[field])
     _check_real(f"attention_dropout of {name}", fields["attention_dropout"], most=1)
     if not isinstance(fields["hidden_act"], str):

@@ -35,28 +35,8 @@ LAYER_AXES: dict[str, tuple[str | None, ...]] = {
     "mlp.fc2.bias": ("hidden",),
 }
 
-# Everything of one encoder that is stored as it is, under CLIP's own names. None is an axis no width touches.
-IMAGE_AXES: dict[str, tuple[str | None, ...]] = {
-    "vision_model.embeddings.class_embedding": ("hidden",),
-    "vision_model.embeddings.patch_embedding.weight": ("hidden", None, None, None),
-    "vision_model.embeddings.position_embedding.weight": (None, "hidden"),
-    "vision_model.pre_layrnorm.weight": ("hidden",),
-    "vision_model.pre_layrnorm.bias": ("hidden",),
-    "vision_model.post_layernorm.weight": ("hidden",),
-    "vision_model.post_layernorm.bias": ("hidden",),
-    "visual_projection.weight": (None, "hidden"),
-    "classifier.weight": (None, "hidden"),
-    "classifier.bias": (None,),
-}
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
 TOKEN_PROJECTION = "text_model.embeddings.token_projection.weight"
-TEXT_AXES: dict[str, tuple[str | None, ...]] = {
-    TOKEN_EMBEDDING: (None, "hidden"),
-    "text_model.embeddings.position_embedding.weight": (None, "hidden"),
-    "text_model.final_layer_norm.weight": ("hidden",),
-    "text_model.final_layer_norm.bias": ("hidden",),
-    "text_projection.weight": (None, "hidden"),
-}
 
 
 def layer_positions(depth: int, **kwargs) -> Tensor:
@@ -127,10 +107,13 @@ def take_slice(tensor: Tensor, axes: tuple[str | None, ...], sizes: Mapping[str,
     """Return the leading slice of a (stack of) parameter(s): each named axis is cut to its size, [..., *axes].
 
     Heads are stored one after another in q, k, v and out, so a width that is a multiple of the head size keeps whole
-    heads.
+    heads. A "qkv" axis is three "hidden" ones, one after another, and each is cut.
     """
     for offset, axis in enumerate(reversed(axes), start=1):
-        if axis is not None and tensor.shape[-offset] != sizes[axis]:
+        if axis == "qkv":
+            parts = tensor.unflatten(-offset, (3, -1)).narrow(-offset, 0, sizes["hidden"])
+            tensor = parts.flatten(-offset - 1, -offset)
+        elif axis is not None and tensor.shape[-offset] != sizes[axis]:
             tensor = tensor.narrow(-offset, 0, sizes[axis])
     return tensor
 
@@ -147,7 +130,8 @@ def expand_layers(
     Args:
         multimodal: stacked multimodal blocks by layer parameter, each [N_m, ...]; empty if there are none. May be
             wider than the encoder: the leading slice counts.
-        unimodal: the same for the encoder's own blocks, each [N_u, ...].
+        unimodal: the same for the encoder's own blocks, each [N_u, ...]; [N_m + N_u, ...] for a parameter that the
+            multimodal blocks lack, as the encoders cannot share it.
         coefficients: [depth, N_m + N_u] for every parameter, or one such matrix per parameter.
         sizes: the wanted size of the "hidden" and the "mlp" axis.
         norm_scale: a factor on the weights of the layers' LayerNorms, see `slice_norm_scale`.
@@ -157,7 +141,7 @@ def expand_layers(
     """
     expanded = {}
     for name, axes in LAYER_AXES.items():
-        groups = [take_slice(group[name], axes, sizes) for group in (multimodal, unimodal) if group]
+        groups = [take_slice(group[name], axes, sizes) for group in (multimodal, unimodal) if name in group]
         blocks = torch.cat(groups) if len(groups) > 1 else groups[0]  # [N, ...]
         mixing = coefficients if isinstance(coefficients, Tensor) else coefficients[name]  # [depth, N]
         mixing = mixing.to(device=blocks.device, dtype=blocks.dtype)
@@ -197,7 +181,7 @@ def fill_layers(
         layers: by layer parameter, the tensor of each layer, of any type and on any device.
     """
     for name, axes in LAYER_AXES.items():
-        stacks = [take_slice(group[name], axes, sizes) for group in (multimodal, unimodal) if group]
+        stacks = [take_slice(group[name], axes, sizes) for group in (multimodal, unimodal) if name in group]
         blocks = [block for stack in stacks for block in stack]
         mixing = coefficients if isinstance(coefficients, Tensor) else coefficients[name]  # [depth, N]
         mixing = mixing.to(device=blocks[0].device, dtype=sum_type(blocks[0].dtype))

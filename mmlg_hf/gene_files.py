@@ -254,6 +254,8 @@ class StrictLoadingMixin:
             )
         check_folder(folder, given)
         read: Any = config if hasattr(config, "to_dict") else cls._config_of(config or folder)
+        cls = cls.gene_class(read)  # type: ignore[attr-defined]
+        stock = super()
         if modality is not None:
             read.check_modality(modality)
         needed = is_needed(modality)

@@ -8,36 +8,25 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import (
-    CLIPForImageClassification,
-    CLIPModel,
-    CLIPTextModelWithProjection,
-    CLIPVisionModelWithProjection,
-)
 
 from .checkpoints import quiet
 from .configuration_learngene import MAX_LABELS, Size, check_size
 from .errors import LearngeneError, first_line
 from .expansion import LAYER_AXES, fill_layers, join_table, sum_type
+from .families import Family, stock_class
 from .gene_files import read_dtype
 from .hub import REPO_ID
 from .modeling_text_classification import CLIPTextForSequenceClassification
 from .saving import SavesWithProcessor
 
-# The class of a descendant by modality, and whether it has a classifier.
-DESCENDANTS: dict[tuple[str, bool], Any] = {
-    ("multimodal", False): CLIPModel,
-    ("image", False): CLIPVisionModelWithProjection,
-    ("image", True): CLIPForImageClassification,
-    ("text", False): CLIPTextModelWithProjection,
-    ("text", True): CLIPTextForSequenceClassification,
-}
+# The classes that transformers lacks.
+_OWN_CLASSES: dict[str, Any] = {"CLIPTextForSequenceClassification": CLIPTextForSequenceClassification}
 
 # What a descendant config may be given by the caller: anything that does not change a shape the gene decides.
 _DECIDED_BY_THE_GENE = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "projection_dim", "vocab_size",
     "max_position_embeddings", "patch_size", "image_size", "num_channels", "vision_config", "text_config",
-    "logit_scale_init_value",
+    "logit_scale_init_value", "projection_size", "vision_use_head",
 )  # fmt: skip
 
 
@@ -69,7 +58,8 @@ class DescendantMixin:
             width: `hidden_size`, one number or a (vision, text) pair: multiples of the head size up to the gene's
                 width; None keeps the gene's own. One number sets the wider encoder, the other keeps the ratio.
             modality: "multimodal" (`CLIPModel`), "image" (`CLIPVisionModelWithProjection`) or "text"
-                (`CLIPTextModelWithProjection`); None takes "multimodal", and "image" for an image gene.
+                (`CLIPTextModelWithProjection`); None takes "multimodal", and "image" for an image gene. A gene of
+                another family gives that family's classes, see `families.FAMILIES`.
             num_labels: with "image" gives `CLIPForImageClassification`, with "text"
                 `CLIPTextForSequenceClassification`, each with a newly initialised head; None gives no head, except
                 that an image gene brings its own.
@@ -100,6 +90,7 @@ class DescendantMixin:
             )
         own_head = self.config.text_config is None and labels is None
         config = self.config.descendant_config(depth, width, modality)
+        descendant_class(self.config.kin, modality, labels is not None or own_head)  # refuses one that there is not
         if labels is not None or own_head:
             names = self.config.id2label if labels is None else labels
             config.text_config.id2label = config.id2label = names
@@ -134,13 +125,17 @@ class DescendantMixin:
                 f'with modality="{modality}"'
             )
         with_head = new_head or own_head
-        cls: Any = DESCENDANTS[modality, with_head]
+        cls: Any = descendant_class(self.config.kin, modality, with_head)
+        config = config_of(cls, config)
         if with_head:
             outer = {name: weight for name, weight in outer.items() if "projection" not in name}
             if not own_head:
                 outer = {name: weight for name, weight in outer.items() if not name.startswith("classifier.")}
+        prefix = self.config.kin.prefix_of(cls)
+        outer = {name.removeprefix(prefix): weight for name, weight in outer.items()}
+        layers = {f"{encoder}.".removeprefix(prefix): sources for encoder, sources in layers.items()}
         try:
-            model = _build_empty(cls, config_of(cls, config), dtype)
+            model = _build_empty(cls, config, dtype)
             _fill(model, outer, layers)
             model = _place(model, device_map)
         except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
@@ -177,9 +172,9 @@ def _fill(model: Any, outer: dict[str, Any], layers: dict[str, tuple[Any, ...]])
     """
     empty = dict(model.named_parameters())
     names = {
-        f"{encoder}.encoder.layers.{layer}.{name}": (encoder, name, layer)
+        f"{encoder}encoder.layers.{layer}.{name}": (encoder, name, layer)
         for encoder in layers
-        for layer in range(model.get_submodule(f"{encoder}.encoder").config.num_hidden_layers)
+        for layer in range(model.get_submodule(f"{encoder}encoder").config.num_hidden_layers)
         for name in LAYER_AXES
     }
     given = outer.keys() | names.keys()
@@ -233,10 +228,23 @@ def _place(model: Any, device_map: Any) -> Any:
         )
 
 
+def descendant_class(family: Family, modality: str, with_head: bool) -> Any:
+    """The class of a descendant; a `LearngeneError` where the family has none with a head."""
+    name = family.descendants.get((modality, with_head))
+    if name is None:
+        raise LearngeneError(
+            f'num_labels is given with modality "{modality}", but {family.title} has no {modality} classifier: leave '
+            'num_labels out, or use modality "image"'
+        )
+    return _OWN_CLASSES.get(name) or stock_class(name)
+
+
 def config_of(cls: Any, config: Any) -> Any:
-    """The part of a `CLIPConfig` that a class of `DESCENDANTS` is built by."""
-    by_part = {"CLIPVisionConfig": config.vision_config, "CLIPTextConfig": config.text_config}
-    return by_part.get(cls.config_class.__name__, config)
+    """The part of a whole config, such as `CLIPConfig`, that the class of a descendant is built by."""
+    kind = cls.config_class.__name__
+    if kind.endswith("VisionConfig"):
+        return config.vision_config
+    return config.text_config if kind.endswith("TextConfig") else config
 
 
 def _read_labels(num_labels: int | None, id2label: Any, label2id: Any) -> dict[int, str] | None:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPConfig
 
 from .configuration_learngene import MODALITIES, LearngeneConfig, Size
 from .errors import LearngeneError
-from .growth import DESCENDANTS, config_of
+from .families import FAMILIES, family_of
+from .growth import config_of, descendant_class
 
 # The shares of the gene's own depth and width that are shown when none are asked for.
 SHARES = (1 / 3, 2 / 3, 1.0)
@@ -45,12 +45,13 @@ class ModelSize:
 
 
 def measure_size(
-    config: CLIPConfig, modality: str = "multimodal", *, num_labels: int | None = None, ancestor: int | None = None
+    config: Any, modality: str = "multimodal", *, num_labels: int | None = None, ancestor: int | None = None
 ) -> ModelSize:
     """Measure the stock model of a config: parameters are counted, and FLOPs traced, on tensors without memory.
 
     Args:
-        config: of a `CLIPModel`, e.g. an ancestor's own or `LearngeneConfig.descendant_config(...)`.
+        config: of a `CLIPModel` or another family's whole model, e.g. an ancestor's own or
+            `LearngeneConfig.descendant_config(...)`.
         modality: "multimodal", "image" or "text": the model to measure.
         num_labels: with "image" or "text", classes of a model with a head; None measures the model without one.
         ancestor: parameters of the ancestor, for the share; None leaves it out.
@@ -79,11 +80,11 @@ def measure_size(
     )
 
 
-def _memoryless(config: CLIPConfig, modality: str, num_labels: int | None) -> nn.Module:
+def _memoryless(config: Any, modality: str, num_labels: int | None) -> nn.Module:
     """Build the stock model without memory for its weights."""
     config = deepcopy(config)  # building a model writes to its config
     with_head = num_labels is not None and modality != "multimodal"
-    cls = DESCENDANTS[modality, with_head]
+    cls = descendant_class(family_of(config) or FAMILIES["clip"], modality, with_head)
     part = config_of(cls, config)
     if with_head:
         part.num_labels = num_labels

@@ -5,25 +5,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import CLIPConfig, CLIPForImageClassification, CLIPModel, CLIPTextModel, CLIPVisionModel
+from transformers import (
+    CLIPForImageClassification,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPVisionModel,
+    SiglipModel,
+    SiglipTextModel,
+    SiglipVisionModel,
+)
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import (
     CLIPEncoder,
     CLIPEncoderLayer,
-    CLIPOutput,
     CLIPPreTrainedModel,
     CLIPTextEmbeddings,
     CLIPVisionEmbeddings,
 )
+from transformers.models.metaclip_2.modeling_metaclip_2 import MetaClip2TextModel
+from transformers.models.siglip.modeling_siglip import (
+    SiglipEncoderLayer,
+    SiglipMultiheadAttentionPoolingHead,
+    SiglipPreTrainedModel,
+    SiglipTextEmbeddings,
+    SiglipVisionEmbeddings,
+)
+from transformers.utils import logging
 
 from .configuration_learngene import LearngeneConfig
 from .errors import LearngeneError
 from .expansion import (
-    IMAGE_AXES,
     LAYER_AXES,
-    TEXT_AXES,
     TOKEN_EMBEDDING,
     TOKEN_PROJECTION,
     expand_layers,
@@ -36,17 +50,21 @@ from .expansion import (
     sum_type,
     take_slice,
 )
+from .families import ENCODERS, stock_class
 from .gene_files import StrictLoadingMixin
 from .growth import DescendantMixin
 
-ENCODERS = {"image": "vision_model", "text": "text_model"}
+logger = logging.get_logger(__name__)
+
 BLOCKS = {"image": "vision_blocks", "text": "text_blocks"}
 COEFFICIENTS = {"image": "vision_coefficients", "text": "text_coefficients"}
 
 
 def encoder_sizes(config) -> dict[str, int]:
-    """Sizes of the axes named in `expansion.LAYER_AXES` for one encoder's config."""
-    return {"hidden": config.hidden_size, "mlp": config.intermediate_size}
+    """Sizes of the axes named in `expansion.LAYER_AXES` and `families.Family.outer` for one encoder's config."""
+    sizes = {"hidden": config.hidden_size, "mlp": config.intermediate_size}
+    embed = getattr(config, "projection_size", None)
+    return sizes if embed is None else {**sizes, "embed": embed}
 
 
 class StackedParameters(nn.Module):
@@ -71,19 +89,23 @@ class StackedParameters(nn.Module):
 
 
 class LearngeneBlocks(nn.Module):
-    """A stack of blocks: the parameters of CLIP's encoder layer under their own names, each [num_blocks, ...].
+    """A stack of blocks: the parameters of CLIP's encoder layer under their own names, each [blocks, ...].
 
-    `starts_constant` says whether the first block's mixing coefficient is 1 in every layer.
+    Args:
+        config: of the encoder whose sizes they have.
+        counts: how many blocks there are of each parameter; those of which there are none are left out.
+        starts_constant: whether the first block's mixing coefficient is 1 in every layer.
     """
 
-    def __init__(self, config, num_blocks: int, starts_constant: bool):
+    def __init__(self, config, counts: dict[str, int], starts_constant: bool):
         super().__init__()
         sizes = encoder_sizes(config)
         shapes = {
-            name: (num_blocks, *(sizes[axis] for axis in axes if axis is not None))
+            name: (counts[name], *(sizes[axis] for axis in axes if axis is not None))
             for name, axes in LAYER_AXES.items()
+            if counts[name]
         }
-        for owner in dict.fromkeys(name.rsplit(".", 1)[0] for name in LAYER_AXES):
+        for owner in dict.fromkeys(name.rsplit(".", 1)[0] for name in shapes):
             *path, leaf = owner.split(".")
             module: nn.Module = self
             for part in path:
@@ -94,19 +116,25 @@ class LearngeneBlocks(nn.Module):
             module.add_module(leaf, stacked)
 
 
-class _WeightlessLayer(CLIPEncoderLayer):
-    """CLIP's encoder layer with every parameter None: the weights come with each call."""
+def _weightless(layer: type[nn.Module]) -> type[nn.Module]:
+    """Make of a stock encoder layer one with every parameter None: the weights come with each call."""
 
-    # Checkpointed inside the functional call, it would be replayed after the weights are gone: the layer around it
-    # does the checkpointing.
-    gradient_checkpointing = property(lambda self: False, lambda self, value: None)
+    class Weightless(layer):  # type: ignore[valid-type, misc]
+        # Checkpointed inside the functional call, it would be replayed after the weights are gone: the layer around
+        # it does the checkpointing.
+        gradient_checkpointing = property(lambda self: False, lambda self, value: None)
 
-    def __init__(self, config):
-        with torch.device("meta"):
-            super().__init__(config)
-        for name in LAYER_AXES:
-            owner, leaf = name.rsplit(".", 1)
-            setattr(self.get_submodule(owner), leaf, None)
+        def __init__(self, config):
+            with torch.device("meta"):
+                super().__init__(config)
+            for name in LAYER_AXES:
+                owner, leaf = name.rsplit(".", 1)
+                setattr(self.get_submodule(owner), leaf, None)
+
+    return Weightless
+
+
+_WEIGHTLESS = {"clip": _weightless(CLIPEncoderLayer), "siglip": _weightless(SiglipEncoderLayer)}
 
 
 class ExpandedEncoderLayer(GradientCheckpointingLayer):
@@ -114,7 +142,8 @@ class ExpandedEncoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config):
         super().__init__()
-        self.layer = _WeightlessLayer(config)
+        kind = "siglip" if config.model_type.startswith("siglip") else "clip"
+        self.layer = _WEIGHTLESS[kind](config)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, *weights: Tensor, **kwargs):
         """Run on weights in the order of `LAYER_AXES`. hidden_states: [batch, tokens, hidden_size]."""
@@ -123,18 +152,26 @@ class ExpandedEncoderLayer(GradientCheckpointingLayer):
 
 
 class ExpandedEncoder(CLIPEncoder):
-    """CLIP's encoder over expanded layers; `layer_weights` reaches it as a keyword argument."""
+    """A stock encoder over expanded layers; `layer_weights`, by modality, reach it as a keyword argument."""
 
-    def __init__(self, config):
+    def __init__(self, config, modality: str):
         nn.Module.__init__(self)
-        self.config = config
+        self.config, self.modality = config, modality
         self.layers = nn.ModuleList([ExpandedEncoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
 
-    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor | None = None, *, layer_weights, **kwargs):
-        """Run the layers on `layer_weights`, [depth, ...] by layer parameter; otherwise as `CLIPEncoder.forward`."""
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        layer_weights: dict[str, dict[str, Tensor]],
+        **kwargs,
+    ):
+        """Run the layers on `layer_weights[modality]`, [depth, ...] by layer parameter, as a stock encoder does."""
         hidden_states = inputs_embeds
-        by_layer = zip(*(layer_weights[name].unbind(0) for name in LAYER_AXES), strict=True)
+        own = layer_weights[self.modality]
+        by_layer = zip(*(own[name].unbind(0) for name in LAYER_AXES), strict=True)
         for layer, weights in zip(self.layers, by_layer, strict=True):
             # Positional, as reentrant checkpointing wants everything that takes a gradient.
             hidden_states = layer(hidden_states, attention_mask, *weights, **kwargs)
@@ -148,41 +185,83 @@ class LearngeneVisionModel(CLIPVisionModel):
         CLIPPreTrainedModel.__init__(self, config)
         self.embeddings = CLIPVisionEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.encoder = ExpandedEncoder(config)
+        self.encoder = ExpandedEncoder(config, "image")
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
 
-class FactoredTextEmbeddings(CLIPTextEmbeddings):
-    """CLIP's text embeddings with a token embedding of a lower rank, projected to the width (ALBERT)."""
+class _FactoredTokens:
+    """Text embeddings with a token embedding of a lower rank, projected to the width (ALBERT)."""
 
     def __init__(self, config, rank: int):
-        super().__init__(config)
+        super().__init__(config)  # type: ignore[call-arg]
         self.token_embedding = nn.Embedding(config.vocab_size, rank)
         self.token_projection = nn.Linear(rank, config.hidden_size, bias=False)
 
     def forward(self, input_ids=None, position_ids=None, inputs_embeds=None) -> Tensor:
-        """Embed tokens [batch, tokens] as [batch, tokens, hidden_size], as `CLIPTextEmbeddings.forward`."""
+        """Embed tokens [batch, tokens] as [batch, tokens, hidden_size], as the stock embeddings do."""
         if inputs_embeds is None:
             inputs_embeds = self.token_projection(self.token_embedding(input_ids))
-        return super().forward(input_ids, position_ids, inputs_embeds)
+        return super().forward(input_ids, position_ids, inputs_embeds)  # type: ignore[misc]
 
 
-class LearngeneTextModel(CLIPTextModel):
+class FactoredTextEmbeddings(_FactoredTokens, CLIPTextEmbeddings):
+    """CLIP's text embeddings with a factored token embedding."""
+
+
+class FactoredSiglipTextEmbeddings(_FactoredTokens, SiglipTextEmbeddings):
+    """SigLIP's text embeddings with a factored token embedding."""
+
+
+class _InitialisesFactors:
+    def _init_weights(self, module):
+        super()._init_weights(module)  # type: ignore[misc]
+        if isinstance(module, _FactoredTokens):  # so that the product has the spread of a whole table
+            init.normal_(module.token_projection.weight, std=module.token_projection.in_features**-0.5)
+
+
+class LearngeneTextModel(_InitialisesFactors, CLIPTextModel):
     """CLIP's text encoder whose layers hold no weights; `token_rank` None stores the token embedding whole."""
 
     def __init__(self, config, token_rank: int | None = None):
         CLIPPreTrainedModel.__init__(self, config)
         self.embeddings = FactoredTextEmbeddings(config, token_rank) if token_rank else CLIPTextEmbeddings(config)
-        self.encoder = ExpandedEncoder(config)
+        self.encoder = ExpandedEncoder(config, "text")
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.eos_token_id = config.eos_token_id
         self.post_init()
 
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, FactoredTextEmbeddings):  # so that the product has the spread of a whole table
-            init.normal_(module.token_projection.weight, std=module.token_projection.in_features**-0.5)
+
+class LearngeneMetaClip2TextModel(LearngeneTextModel):
+    """MetaCLIP 2's: the first end token's state is read, also where its id is 2, CLIP's sign for another rule."""
+
+    forward = MetaClip2TextModel.forward
+
+
+class LearngeneSiglipVisionModel(SiglipVisionModel):
+    """SigLIP's image encoder whose layers hold no weights, with its attention-pooling head."""
+
+    def __init__(self, config):
+        SiglipPreTrainedModel.__init__(self, config)
+        self.embeddings = SiglipVisionEmbeddings(config)
+        self.encoder = ExpandedEncoder(config, "image")
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.use_head = True
+        self.head = SiglipMultiheadAttentionPoolingHead(config)
+        self.post_init()
+
+
+class LearngeneSiglipTextModel(_InitialisesFactors, SiglipTextModel):
+    """SigLIP's text encoder whose layers hold no weights; `token_rank` None stores the token embedding whole."""
+
+    def __init__(self, config, token_rank: int | None = None):
+        SiglipPreTrainedModel.__init__(self, config)
+        factored = FactoredSiglipTextEmbeddings
+        self.embeddings = factored(config, token_rank) if token_rank else SiglipTextEmbeddings(config)
+        self.encoder = ExpandedEncoder(config, "text")
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.projection_size)
+        self.post_init()
 
 
 class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
@@ -193,6 +272,7 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
     processor = None  # saved along with the gene and its descendants when set
     named_parameters: Any  # these three are those of the stock class that this is mixed into
     named_buffers: Any
+    forward: Any
     training: bool
 
     def _build_blocks(self) -> None:
@@ -200,9 +280,14 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         multimodal, unimodal = config.num_multimodal_blocks, config.num_unimodal_blocks
         shared_slope = shares_slope(config.mixing, multimodal, unimodal)
         own_slope = bool(multimodal) and unimodal == 1 and not shared_slope
-        self.multimodal_blocks = LearngeneBlocks(config.widest, multimodal, not shared_slope) if multimodal else None
+        lacking = [name for name in LAYER_AXES if name.startswith(tuple(f"{part}." for part in config.unshared))]
+        shared = {name: 0 if name in lacking else multimodal for name in LAYER_AXES}
+        self.multimodal_blocks = LearngeneBlocks(config.widest, shared, not shared_slope) if multimodal else None
+        if multimodal and lacking:
+            logger.warning_once(config.explain_unshared())
         for modality, encoder in config.encoder_configs.items():
-            blocks = LearngeneBlocks(encoder, unimodal, not own_slope) if unimodal else None
+            counts = {name: unimodal + multimodal * (name in lacking) for name in LAYER_AXES}
+            blocks = LearngeneBlocks(encoder, counts, not own_slope) if any(counts.values()) else None
             setattr(self, BLOCKS[modality], blocks)
             if config.mixing == "learned":
                 shape = (encoder.num_hidden_layers, len(LAYER_AXES), multimodal + unimodal)
@@ -222,6 +307,12 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
                     )
         elif any(parameter is not None for parameter in module._parameters.values()) or module._buffers:
             stock._init_weights(module)
+
+    @classmethod
+    def gene_class(cls, config: LearngeneConfig) -> Any:
+        """The class of a gene with this config: this one, or in place of one of `GENES` the one that it asks for."""
+        kind = "image" if config.text_config is None else "multimodal"
+        return GENES[kind].get(config.family, cls) if cls is GENES[kind]["clip"] else cls
 
     def block_groups(self) -> dict[str, LearngeneBlocks]:
         """Return the stacks of blocks there are, by "multimodal", "image" and "text"."""
@@ -272,27 +363,32 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
             dict(there[group].named_parameters()) if group in there else {} for group in ("multimodal", modality)
         )
         coefficients = self.coefficients(modality, config.num_hidden_layers)
+        scale = self._norm_scale(modality, config)
+        return multimodal, unimodal, coefficients, encoder_sizes(config), scale
+
+    def _norm_scale(self, modality: str, encoder_config) -> float:
         own_width = self.config.encoder_configs[modality].hidden_size
-        norm_scale = slice_norm_scale(config.hidden_size, own_width) if self.config.scales_norms(modality) else 1.0
-        return multimodal, unimodal, coefficients, encoder_sizes(config), norm_scale
+        scales = self.config.scales_norms(modality)
+        return slice_norm_scale(encoder_config.hidden_size, own_width) if scales else 1.0
 
     def outer_weights(self, encoder_configs) -> dict[str, Any]:
-        """Return what a descendant has outside its layers, under stock CLIP's names: slices of the gene's weights.
+        """Return what a descendant has outside its layers, under the stock names: slices of the gene's weights.
 
         A factored token table is a pair of factors, as `join_table` takes them.
         """
-        own = dict(self.named_parameters())
+        own, family = dict(self.named_parameters()), self.config.kin
         weights: dict[str, Any] = {}
         for modality, config in encoder_configs.items():
-            axes_of = IMAGE_AXES if modality == "image" else TEXT_AXES
-            sizes = encoder_sizes(config)
-            for name, axes in axes_of.items():
+            sizes, scale = encoder_sizes(config), self._norm_scale(modality, config)
+            for name, axes in family.outer[modality].items():
                 if name == TOKEN_EMBEDDING and TOKEN_PROJECTION in own:
                     weights[name] = own[name], take_slice(own[TOKEN_PROJECTION], ("hidden", None), sizes)
                 elif name in own:
                     weights[name] = take_slice(own[name], axes, sizes)
+                    if scale != 1 and name in family.scaled_norms:
+                        weights[name] = weights[name] * scale
         if len(encoder_configs) == 2:
-            weights["logit_scale"] = own["logit_scale"]
+            weights.update({name: own[name] for name in family.whole})
         return weights
 
     def descendant_sources(self, encoder_configs) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
@@ -301,7 +397,7 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         return self.outer_weights(encoder_configs), layers
 
     def descendant_state_dict(self, encoder_configs) -> dict[str, Tensor]:
-        """Compute every weight of a descendant from the gene, differentiably, under stock CLIP's names.
+        """Compute every weight of a descendant from the gene, differentiably, under the stock names.
 
         Args:
             encoder_configs: the descendant's stock sub-configs by modality, "image", "text" or both.
@@ -313,13 +409,13 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
             weights |= layer_state_dict(ENCODERS[modality], self.layer_weights(modality, config))
         return weights
 
-    def _run_as(self, cls, config: CLIPConfig, encoder_configs, args, kwargs):
+    def _run_as(self, cls, config, encoder_configs, args, kwargs):
         """Run the stock class of a descendant on weights expanded from the gene, without building the descendant."""
         state = self.descendant_state_dict(encoder_configs)
         state |= {name: buffer for name, buffer in self.named_buffers() if "position_ids" in name}
         return functional_call(self._skeleton(cls, config).train(self.training), state, args, kwargs)
 
-    def _skeleton(self, cls, config: CLIPConfig):
+    def _skeleton(self, cls, config):
         """Return the stock class without memory of its own, one for each size, to run weights through."""
         config._attn_implementation = self.config._attn_implementation
         key = (config.vision_config.to_json_string(), config.text_config.to_json_string(), config._attn_implementation)
@@ -330,41 +426,25 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         return cache[key]
 
 
-class LearngeneModel(LearngeneMixin, CLIPModel):
-    """A learngene that is also the auxiliary CLIP it was trained as: takes and returns what `CLIPModel` does.
-
-    Tensors: `multimodal_blocks.*`, `vision_blocks.*`, `text_blocks.*` ([blocks, ...] each) and, under CLIP's own
-    names, everything that is no encoder layer. MM-LG, arXiv 2506.16673.
-    """
-
-    config: LearngeneConfig
-    base_model_prefix = "learngene"
-    _no_split_modules = [*CLIPPreTrainedModel._no_split_modules, "ExpandedEncoderLayer"]
-
-    def __init__(self, config: LearngeneConfig):
-        if config.text_config is None:
-            raise LearngeneError(
-                "this is an image gene (its text_config is None): load it as LearngeneForImageClassification"
-            )
-        CLIPPreTrainedModel.__init__(self, config)
-        vision, text = config.encoder_configs["image"], config.encoder_configs["text"]
-        self.projection_dim = config.projection_dim
-        self.text_embed_dim, self.vision_embed_dim = text.hidden_size, vision.hidden_size
-        self.text_model = LearngeneTextModel._from_config(text, token_rank=config.token_embedding_rank)
-        self.vision_model = LearngeneVisionModel._from_config(vision)
-        self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
-        self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
-        self._build_blocks()
-        self.post_init()
+class LearngeneWholeMixin(LearngeneMixin):
+    """A gene of both modalities: its features, and its forward as a descendant of another size."""
 
     def get_image_features(self, *args, **kwargs):
-        """Embed images, as `CLIPModel.get_image_features`: `pooler_output` is [batch, projection_dim]."""
-        return super().get_image_features(*args, layer_weights=self.layer_weights("image"), **kwargs)
+        """Embed images, as the stock model's: `pooler_output` is [batch, projection_dim]."""
+        stock: Any = super()
+        if "layer_weights" not in kwargs:  # within `forward` they are there
+            kwargs["layer_weights"] = self._expanded("image")
+        return stock.get_image_features(*args, **kwargs)
 
     def get_text_features(self, *args, **kwargs):
-        """Embed texts, as `CLIPModel.get_text_features`: `pooler_output` is [batch, projection_dim]."""
-        return super().get_text_features(*args, layer_weights=self.layer_weights("text"), **kwargs)
+        """Embed texts, as the stock model's: `pooler_output` is [batch, projection_dim]."""
+        stock: Any = super()
+        if "layer_weights" not in kwargs:  # within `forward` they are there
+            kwargs["layer_weights"] = self._expanded("text")
+        return stock.get_text_features(*args, **kwargs)
+
+    def _expanded(self, *modalities: str) -> dict[str, dict[str, Tensor]]:
+        return {modality: self.layer_weights(modality) for modality in modalities}
 
     def forward(
         self,
@@ -378,22 +458,78 @@ class LearngeneModel(LearngeneMixin, CLIPModel):
         depth=None,
         width=None,
         **kwargs,
-    ) -> CLIPOutput:
-        """Run the auxiliary CLIP, or the descendant of another size, without building it.
+    ):
+        """Run the auxiliary model, or the descendant of another size, without building it.
 
         Args:
             depth, width: size of the descendant to run as, see `descendant`; both None run the gene's own size. The
-                other arguments are those of `CLIPModel.forward`.
+                other arguments are those of the stock model's `forward`.
 
         The smaller network shares the gene's weights and gradients reach them: this is what elastic extraction trains.
         """
         args = (input_ids, pixel_values, attention_mask, position_ids, return_loss, interpolate_pos_encoding)
         if depth is None and width is None:
-            return super().forward(*args, **kwargs)
+            return super().forward(*args, layer_weights=self._expanded("image", "text"), **kwargs)
         config = self.config.descendant_config(depth, width)
-        return self._run_as(
-            CLIPModel, config, {"image": config.vision_config, "text": config.text_config}, args, kwargs
-        )
+        encoders = {"image": config.vision_config, "text": config.text_config}
+        return self._run_as(self.config.kin.whole_class, config, encoders, args, kwargs)
+
+
+class LearngeneModel(LearngeneWholeMixin, CLIPModel):
+    """A learngene that is also the auxiliary CLIP it was trained as: takes and returns what `CLIPModel` does.
+
+    Tensors: `multimodal_blocks.*`, `vision_blocks.*`, `text_blocks.*` ([blocks, ...] each) and, under CLIP's own
+    names, everything that is no encoder layer. MM-LG, arXiv 2506.16673. With a config of another family it is that
+    family's class, such as `LearngeneSiglipModel`.
+    """
+
+    config: LearngeneConfig
+    base_model_prefix = "learngene"
+    _no_split_modules = [*CLIPPreTrainedModel._no_split_modules, "ExpandedEncoderLayer"]
+
+    def __new__(cls, config: Any = None, *args, **kwargs):
+        other = cls if config is None or config.text_config is None else cls.gene_class(config)
+        return super().__new__(cls) if other is cls else other(config, *args, **kwargs)
+
+    def __init__(self, config: LearngeneConfig):
+        if config.text_config is None:
+            raise LearngeneError(
+                "this is an image gene (its text_config is None): load it as LearngeneForImageClassification"
+            )
+        CLIPPreTrainedModel.__init__(self, config)
+        vision, text = config.encoder_configs["image"], config.encoder_configs["text"]
+        self.projection_dim = config.projection_dim
+        self.text_embed_dim, self.vision_embed_dim = text.hidden_size, vision.hidden_size
+        text_class = LearngeneMetaClip2TextModel if config.family == "metaclip_2" else LearngeneTextModel
+        self.text_model = text_class._from_config(text, token_rank=config.token_embedding_rank)
+        self.vision_model = LearngeneVisionModel._from_config(vision)
+        self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
+        self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self._build_blocks()
+        self.post_init()
+
+
+class LearngeneSiglipModel(LearngeneWholeMixin, SiglipModel):
+    """A learngene of a SigLIP, and the auxiliary SigLIP it was trained as: takes and returns what `SiglipModel` does.
+
+    Its embeddings are as large as its image encoder is wide, and those of a narrower descendant are their leading
+    components. Tensors as in `LearngeneModel`, with SigLIP's own names outside the layers.
+    """
+
+    config: LearngeneConfig
+    base_model_prefix = "learngene"
+    _no_split_modules = [*SiglipPreTrainedModel._no_split_modules, "ExpandedEncoderLayer"]
+
+    def __init__(self, config: LearngeneConfig):
+        SiglipPreTrainedModel.__init__(self, config)
+        vision, text = config.encoder_configs["image"], config.encoder_configs["text"]
+        self.text_model = LearngeneSiglipTextModel._from_config(text, token_rank=config.token_embedding_rank)
+        self.vision_model = LearngeneSiglipVisionModel._from_config(vision)
+        self.logit_scale = nn.Parameter(torch.zeros(1))
+        self.logit_bias = nn.Parameter(torch.zeros(1))
+        self._build_blocks()
+        self.post_init()
 
 
 class LearngeneForImageClassification(LearngeneMixin, CLIPForImageClassification):
@@ -414,6 +550,11 @@ class LearngeneForImageClassification(LearngeneMixin, CLIPForImageClassification
                 "this gene has a text side: load it as LearngeneModel, and grow an image classifier from it with "
                 'descendant(modality="image", num_labels=...)'
             )
+        if config.family == "siglip":
+            raise LearngeneError(
+                "an image gene of a SigLIP is not there yet: extract from the SiglipModel, and grow an image "
+                'classifier from its gene with descendant(modality="image", num_labels=...)'
+            )
         CLIPPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
         vision = config.encoder_configs["image"]
@@ -430,11 +571,19 @@ class LearngeneForImageClassification(LearngeneMixin, CLIPForImageClassification
         pixel_values: [batch, channels, height, width]; labels: [batch]; logits: [batch, num_labels].
         """
         if depth is None and width is None:
-            return super().forward(pixel_values, labels, layer_weights=self.layer_weights("image"), **kwargs)
+            expanded = {"image": self.layer_weights("image")}
+            return super().forward(pixel_values, labels, layer_weights=expanded, **kwargs)
         config = self.config.descendant_config(depth, width, "image")
         config.id2label, config.problem_type = self.config.id2label, self.config.problem_type
         encoders = {"image": config.vision_config}
-        return self._run_as(CLIPForImageClassification, config, encoders, (pixel_values, labels), kwargs)
+        stock = stock_class(self.config.kin.descendants["image", True])
+        return self._run_as(stock, config, encoders, (pixel_values, labels), kwargs)
 
 
-__all__ = ["LearngeneForImageClassification", "LearngeneModel"]
+# The class of a gene by the modalities it is for and its family; under "clip" the one that stands for all of them.
+GENES: dict[str, dict[str, Any]] = {
+    "multimodal": {"clip": LearngeneModel, "siglip": LearngeneSiglipModel},
+    "image": {"clip": LearngeneForImageClassification},
+}
+
+__all__ = ["LearngeneForImageClassification", "LearngeneModel", "LearngeneSiglipModel"]

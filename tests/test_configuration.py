@@ -237,14 +237,6 @@ def test_an_image_gene_refuses_to_grow_text(image_config, modality):
         ),
         ({"token_embedding_rank": 0}, "token_embedding_rank is 0: it takes 1 to 511"),
         ({"token_embedding_rank": 512}, "token_embedding_rank is 512: it takes 1 to 511, .*or None"),
-        (
-            {"text_config": {**B32_TEXT, "num_attention_heads": 16}},
-            r"head sizes differ \(vision 64, text 32\)",
-        ),
-        (
-            {"text_config": {**B32_TEXT, "intermediate_size": 1024}},
-            r"MLP ratios differ \(vision 4, text 2\)",
-        ),
     ],
 )
 def test_a_gene_that_cannot_be_is_refused_in_one_sentence(fields, sentence):

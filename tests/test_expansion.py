@@ -8,9 +8,7 @@ from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from mmlg_hf.expansion import (
-    IMAGE_AXES,
     LAYER_AXES,
-    TEXT_AXES,
     basis_functions,
     expand_layers,
     interpolate_coefficients,
@@ -19,6 +17,7 @@ from mmlg_hf.expansion import (
     mixing_coefficients,
     take_slice,
 )
+from mmlg_hf.families import FAMILIES
 
 HYPOTHESIS = settings(max_examples=30, deadline=None)
 
@@ -189,7 +188,7 @@ def test_slices_are_the_leading_ones_along_every_named_axis(heads, kept, head_si
     kept = min(kept, heads)
     wide, narrow = heads * head_size, kept * head_size
     sizes = {"hidden": narrow, "mlp": ratio * narrow}
-    for axes in {*LAYER_AXES.values(), *IMAGE_AXES.values(), *TEXT_AXES.values()}:
+    for axes in {*LAYER_AXES.values(), *(axes for side in FAMILIES["clip"].outer.values() for axes in side.values())}:
         full = [{"hidden": wide, "mlp": ratio * wide, None: 3}[axis] for axis in axes]
         tensor = torch.arange(torch.Size([2, *full]).numel()).reshape(2, *full)
         leading = tuple(slice({**sizes, None: 3}[axis]) for axis in axes)

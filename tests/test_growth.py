@@ -8,7 +8,8 @@ from pico_genes import MIXINGS, multimodal_gene
 from transformers import CLIPConfig
 
 from mmlg_hf import LearngeneError, from_learngene, growth
-from mmlg_hf.expansion import IMAGE_AXES, LAYER_AXES, TEXT_AXES, fill_layers, slice_norm_scale
+from mmlg_hf.expansion import LAYER_AXES, fill_layers, slice_norm_scale
+from mmlg_hf.families import FAMILIES
 from mmlg_hf.modeling_learngene import LearngeneModel
 
 MODALITIES = ("multimodal", "image", "text")
@@ -42,7 +43,9 @@ def summed_whole(gene, descendant):
             layers = (mixing @ blocks.flatten(1)).unflatten(1, blocks.shape[1:])
             layers = layers * scale if scale != 1 and "layer_norm" in name and "weight" in name else layers
             weights |= {f"{side}_model.encoder.layers.{index}.{name}": layer for index, layer in enumerate(layers)}
-        for name, axes in (IMAGE_AXES if side == "vision" else TEXT_AXES).items():
+        for name, axes in (
+            FAMILIES["clip"].outer["image"] if side == "vision" else FAMILIES["clip"].outer["text"]
+        ).items():
             if name not in own or (type(descendant).__name__.endswith("Classification") and "projection" in name):
                 continue
             weight = own[name]

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "mmlg_hf"
 STAGES = (
     {"errors"},
     {"saving", "hub", "checkpoints", "gene_files"},
-    {"configuration_learngene", "expansion"},
+    {"families", "configuration_learngene", "expansion"},
     {"modeling_text_classification", "growth", "modeling_learngene"},
     {"genes", "descendants"},
     {"data"},
@@ -244,3 +244,44 @@ def test_where_the_package_is_not_installed_a_genes_own_code_loads_it_and_grows_
         }
     for name, logits in expected.items():
         torch.testing.assert_close(results[name], logits, atol=1e-5, rtol=1e-5, msg=name)
+
+
+REMOTE_FAMILY = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "mmlg_hf":
+            raise ModuleNotFoundError(f"No module named {{name!r}}")
+
+sys.meta_path.insert(0, Hidden())
+import torch
+from transformers import AutoModel
+
+gene = AutoModel.from_pretrained(r"{folder}/gene", trust_remote_code=True)
+inputs = torch.load(r"{folder}/inputs.pt")
+with torch.no_grad():
+    logits = [gene(**inputs).logits_per_image, gene.descendant(1, 16)(**inputs).logits_per_image]
+torch.save(logits, r"{folder}/results.pt")
+print(type(gene).__name__)
+"""
+
+
+@pytest.mark.slow
+def test_a_gene_of_another_family_too_is_loaded_by_its_own_code(tmp_path):
+    import torch
+    from pico_families import family_inputs, make_hostile, pico_ancestor
+
+    from mmlg_hf.extraction.ancestors import gene_config
+    from mmlg_hf.modeling_learngene import LearngeneModel
+
+    config = gene_config(pico_ancestor("siglip"), num_multimodal_blocks=1, num_unimodal_blocks=1, mixing="linear")
+    gene, inputs = make_hostile(LearngeneModel(config)), family_inputs("siglip")
+    gene.save_pretrained(tmp_path / "gene", with_code=True)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    printed = run(REMOTE_FAMILY.format(folder=tmp_path), HF_MODULES_CACHE=str(tmp_path / "code"), PYTHONPATH="")
+    assert printed.split() == ["LearngeneSiglipModel"]
+    own, grown = torch.load(tmp_path / "results.pt")
+    with torch.no_grad():
+        torch.testing.assert_close(own, gene(**inputs).logits_per_image, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(grown, gene.descendant(1, 16)(**inputs).logits_per_image, atol=1e-5, rtol=1e-5)

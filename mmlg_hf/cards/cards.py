@@ -45,6 +45,14 @@ PIPELINE_TAGS = {
     "CLIPVisionModelWithProjection": "image-feature-extraction",
     "CLIPTextModelWithProjection": "feature-extraction",
     "CLIPTextForSequenceClassification": "text-classification",
+    "MetaClip2Model": "zero-shot-image-classification",
+    "MetaClip2ForImageClassification": "image-classification",
+    "MetaClip2VisionModelWithProjection": "image-feature-extraction",
+    "MetaClip2TextModelWithProjection": "feature-extraction",
+    "SiglipModel": "zero-shot-image-classification",
+    "SiglipForImageClassification": "image-classification",
+    "SiglipVisionModel": "image-feature-extraction",
+    "SiglipTextModel": "feature-extraction",
 }
 # Descendants that transformers has no class for.
 SAVED_WITH_CODE = ("CLIPTextForSequenceClassification",)

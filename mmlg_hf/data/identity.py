@@ -74,6 +74,7 @@ def fingerprint_gene(gene: torch.nn.Module, modality: str | None = None) -> str:
     encoders = [encoder for encoder in (config.vision_config, config.text_config) if encoder is not None]
     fields = [getattr(config, name) for name in _MADE_BY]
     fields += [getattr(encoder, name) for encoder in encoders for name in _MADE_FOR]
+    fields += [config.family] if config.family != "clip" else []  # a MetaCLIP 2's tensors read texts otherwise
     digest.update(json.dumps(fields).encode())
     return digest.hexdigest()[:32]
 

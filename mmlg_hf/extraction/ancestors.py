@@ -19,6 +19,7 @@ from transformers import (
     CLIPModel,
     Dinov2ForImageClassification,
     Dinov2Model,
+    MetaClip2ForImageClassification,
     MetaClip2Model,
     PreTrainedModel,
     SiglipModel,
@@ -31,14 +32,8 @@ from ..configuration_learngene import LearngeneConfig
 from ..data import processor_key
 from ..data.identity import PROCESSING_VERSION, fingerprint_data, fingerprint_model
 from ..errors import LearngeneError, first_line
-from ..expansion import (
-    IMAGE_AXES,
-    TEXT_AXES,
-    TOKEN_EMBEDDING,
-    TOKEN_PROJECTION,
-    factor_table,
-    take_slice,
-)
+from ..expansion import TOKEN_EMBEDDING, TOKEN_PROJECTION, factor_table, take_slice
+from ..families import FAMILIES, family_of, why_refused
 from ..modeling_learngene import LearngeneMixin, encoder_sizes
 from .open_clip import is_open_clip, load_open_clip, load_open_clip_processor
 
@@ -51,21 +46,15 @@ LOGITS_COLUMN = "ancestor_logits"
 ANCESTORS: dict[str, type[PreTrainedModel]] = {
     cls.__name__: cls
     for cls in (
-        *(CLIPModel, CLIPForImageClassification, MetaClip2Model, SiglipModel),
+        *(CLIPModel, CLIPForImageClassification, MetaClip2Model, MetaClip2ForImageClassification, SiglipModel),
         *(ViTModel, ViTForImageClassification, Dinov2Model, Dinov2ForImageClassification),
     )
 }
 # Those of them that a gene can be extracted from.
-EXTRACTED = ("CLIPModel", "CLIPForImageClassification", "ViTForImageClassification")
-# What users come with and what stands in its way, by model type.
-_UNFIT = {
-    "siglip2": "SigLIP 2 NaFlex takes pictures of any shape (the fixed-resolution SigLIP 2 are SiglipModels)",
-    "dinov2_with_registers": "its registers are tokens that no stock ViT has",
-    "dinov3_vit": "its layers have rotary positions",
-    "aimv2": "its layers have RMSNorm and a gated MLP",
-    "chinese_clip": "its text encoder is a BERT, whose norms come after its layers",
-    "altclip": "its text encoder is an XLM-R, whose norms come after its layers",
-}
+EXTRACTED = (
+    *("CLIPModel", "MetaClip2Model", "SiglipModel"),
+    *("CLIPForImageClassification", "MetaClip2ForImageClassification", "ViTForImageClassification"),
+)
 # What a bare ViT holds beside what its features are read from.
 _NO_FEATURES = ("pooler.", "embeddings.mask_token")
 
@@ -131,7 +120,7 @@ def _load_stored(name: str, revision: str | None) -> PreTrainedModel:
     kind = config.model_type
     of_type = (cls.__name__ for cls in ANCESTORS.values() if getattr(cls.config_class, "model_type", None) == kind)
     architecture = (config.architectures or [next(of_type, kind)])[0]
-    if architecture not in ANCESTORS or _unfit(config):
+    if architecture not in ANCESTORS or why_refused(config):
         _refuse(f"{name!r} is a {architecture} (model type {kind!r})", config)
     # Pinned to the commit that was looked at, whatever happens to the branch meanwhile.
     commit = getattr(config, "_commit_hash", None) or revision
@@ -139,17 +128,8 @@ def _load_stored(name: str, revision: str | None) -> PreTrainedModel:
     return load_model(cls, plain, "the ancestor", revision=commit, dtype=torch.float32, **options)
 
 
-def _unfit(config: Any) -> str | None:
-    """Why no gene can come from a model with this config, where that is known."""
-    if getattr(config, "use_swiglu_ffn", False):
-        return "its gated MLP (SwiGLU), as in DINOv2 giant, is another kind of layer"
-    if not getattr(getattr(config, "vision_config", None), "vision_use_head", True):
-        return "without its pooling head it embeds no images"
-    return _UNFIT.get(getattr(config, "model_type", ""))
-
-
 def _refuse(told: str, config: Any) -> NoReturn:
-    reason = _unfit(config)
+    reason = why_refused(config)
     raise LearngeneError(
         f"the ancestor {told}, which no gene comes from{f': {reason}' if reason else ''}. Give a "
         f"{_listed(EXTRACTED)}, or an open_clip model"
@@ -177,7 +157,7 @@ def _copy_in_memory(ancestor: Any) -> PreTrainedModel:
     held = _unwrapped(ancestor)
     stock = next((cls for cls in ANCESTORS.values() if isinstance(held, cls)), None)
     config = getattr(held, "config", None)
-    if stock is None or isinstance(held, LearngeneMixin) or _unfit(config):
+    if stock is None or isinstance(held, LearngeneMixin) or why_refused(config):
         _refuse(f"is a {type(held).__name__}", config)
     with torch.random.fork_rng(devices=[]):  # the new model's own random start is written over
         # Attention in float32 and on any device, whatever kernel the caller's takes.
@@ -258,10 +238,13 @@ def gene_config(
         token_embedding_rank: None, or the text encoder's width or more, stores the token embedding whole.
     """
     config = ancestor.config
-    shared: dict[str, Any] = {"num_unimodal_blocks": num_unimodal_blocks, "mixing": mixing}
+    family = family_of(config) or FAMILIES["clip"]  # a ViT's image gene grows CLIP's image encoders
+    shared: dict[str, Any] = {"num_unimodal_blocks": num_unimodal_blocks, "mixing": mixing, "family": family.name}
     if not is_classifier(ancestor):
         shared |= {"text_config": config.text_config.to_dict(), "vision_config": config.vision_config.to_dict()}
-        shared |= {"num_multimodal_blocks": num_multimodal_blocks, "projection_dim": config.projection_dim}
+        shared |= {"num_multimodal_blocks": num_multimodal_blocks}
+        if not family.embeds_at_width:
+            shared["projection_dim"] = config.projection_dim
     else:
         if num_multimodal_blocks:
             raise LearngeneError(
@@ -301,15 +284,16 @@ def copy_outer_weights(gene: Any, ancestor: PreTrainedModel) -> None:
     """
     own, theirs = dict(gene.named_parameters()), dict(ancestor.named_parameters())
     for modality, config in gene.config.encoder_configs.items():
-        for name, axes in (IMAGE_AXES if modality == "image" else TEXT_AXES).items():
+        for name, axes in gene.config.kin.outer[modality].items():
             if name in own and name in theirs:
                 weight = take_slice(theirs[name], axes, encoder_sizes(config))
                 if name == TOKEN_EMBEDDING and TOKEN_PROJECTION in own:
                     weight, projection = factor_table(weight, own[name].shape[1])
                     own[TOKEN_PROJECTION].copy_(projection)
                 own[name].copy_(weight)
-    if "logit_scale" in own and "logit_scale" in theirs:
-        own["logit_scale"].copy_(theirs["logit_scale"])
+    for name in gene.config.kin.whole:
+        if name in own and name in theirs:
+            own[name].copy_(theirs[name])
 
 
 @torch.no_grad()

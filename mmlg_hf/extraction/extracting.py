@@ -16,6 +16,7 @@ from ..data import find_columns, load_image_text, process_images, process_pairs
 from ..data.identity import fingerprint_model
 from ..data.texts import check_tokenizer, longest_text
 from ..errors import LearngeneError, first_line
+from ..families import family_of
 from ..modeling_learngene import LearngeneForImageClassification, LearngeneMixin, LearngeneModel
 from ..training.batches import check_rows
 from ..training.trainer import ImageTextCollator
@@ -31,7 +32,7 @@ from .ancestors import (
 )
 from .arguments import ExtractionArguments
 from .fitting import fit_gene
-from .rotation import rotate_channels
+from .rotation import TURNED, rotate_channels
 from .runs import WriteRun, describe_run, find_checkpoint, recipe
 from .trainer import AncestorCollator, ExtractionTrainer
 from .vocabulary import trim_embedding, trim_tokenizer
@@ -55,8 +56,10 @@ def extract_learngene(
     `args.elastic`, at smaller depths and widths in the same step.
 
     Args:
-        ancestor: a Hub id, a folder or a stock model: `CLIPModel` (or an open_clip model's id or folder) gives a
-            `LearngeneModel`; `CLIPForImageClassification` and `ViTForImageClassification` give a
+        ancestor: a Hub id, a folder or a stock model: `CLIPModel` (or an open_clip model's id or
+            folder) and `MetaClip2Model` give a `LearngeneModel`,
+            `SiglipModel` (SigLIP, and SigLIP 2 of a fixed resolution) a `LearngeneSiglipModel`;
+            `CLIPForImageClassification`, `MetaClip2ForImageClassification` and `ViTForImageClassification` give a
             `LearngeneForImageClassification`.
         dataset: a Hub id, a folder, a `Dataset` or an `IterableDataset` with an image column and, for a CLIP, a text
             column. Images are used as they are, without augmentation.
@@ -93,7 +96,8 @@ def extract_learngene(
     if args.trim_vocabulary and not is_classifier(model):
         processor = _trim(model, processor, data, args)
 
-    collator = AncestorCollator(None if is_classifier(model) else ImageTextCollator(processor))
+    pairs = None if is_classifier(model) else ImageTextCollator(processor, text_config=model.config.text_config)
+    collator = AncestorCollator(pairs)
     train = _process(data, model, processor, args)
     check_rows(train, args.train_batch_size, args.world_size, "training")
     if evaluation is not None:
@@ -101,7 +105,7 @@ def extract_learngene(
         check_rows(evaluation, args.eval_batch_size, args.world_size, "evaluation")
     set_seed(args.seed)
     started = time.monotonic()  # the rotation, the fit and the ancestor's outputs are part of the price
-    gene, turned = _make_gene(model, args, train, collator)
+    gene, model, turned = _make_gene(model, args, train, collator)
     gene.config.ancestor, gene.processor = described, processor
     if args.cache_ancestor and isinstance(train, Dataset):
         folder = args.ancestor_cache_dir or Path(args.output_dir, "ancestor_outputs")
@@ -202,15 +206,23 @@ def _gene_config(ancestor: Any, args: ExtractionArguments) -> LearngeneConfig:
 
 def _make_gene(
     ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator
-) -> tuple[Any, dict[str, float]]:
-    """Build the gene and start it from its ancestor, turned first where that is asked for; return what that kept."""
+) -> tuple[Any, PreTrainedModel, dict[str, float]]:
+    """Build the gene and start it from its ancestor, turned first where that is asked for.
+
+    Returns:
+        the gene; the model that it is to imitate: of a SigLIP the turned one, whose embeddings are turned too; and
+        what turning kept, see `rotate_channels`.
+    """
     turned: dict[str, float] = {}
-    if args.rotate and not is_classifier(ancestor):
+    imitated = ancestor
+    family = family_of(ancestor.config)
+    if args.rotate and not is_classifier(ancestor) and family is not None and family.name in TURNED:
         rows = list(islice(data, args.rotation_rows))
         if not rows:
             raise LearngeneError("the dataset gives no rows: there is nothing to train on")
         batches = [collator(rows[start : start + 128]) for start in range(0, len(rows), 128)]
         ancestor, turned = rotate_channels(ancestor, batches)
+        imitated = ancestor if family.embeds_at_width else imitated
     config = _gene_config(ancestor, args)
     # True says what older genes say: both are turned.
     config.scale_norms = len(turned) == 2 or sorted(turned) or False
@@ -219,8 +231,9 @@ def _make_gene(
     if args.initialisation == "fitted" and args.gene_width is None and hasattr(ancestor, "vision_model"):
         fit_gene(gene, ancestor)
     if not is_classifier(ancestor) and not args.contrastive_weight:
-        gene.logit_scale.requires_grad_(False)  # no loss reaches it: it stays the ancestor's
-    return gene, turned
+        for name in config.kin.whole:  # no loss reaches the scale of the logits: it stays the ancestor's
+            getattr(gene, name).requires_grad_(False)
+    return gene, imitated, turned
 
 
 def _process(data: Any, ancestor: Any, processor: Any, args: ExtractionArguments) -> Dataset | IterableDataset:

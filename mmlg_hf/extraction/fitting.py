@@ -5,7 +5,7 @@ at will, so that their average is no sensible layer. The fit alternates: blocks 
 heads and neurons matched to the blocks' (Hungarian method), kept whole.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -81,6 +81,7 @@ def fit_blocks(
     coefficients: Mapping[str, Tensor],
     num_multimodal: int,
     sizes: Mapping[str, Mapping[str, int]],
+    shared: Collection[str] = tuple(LAYER_AXES),
 ) -> dict[str, Layers]:
     """Solve for the blocks whose weighted sums come closest to the given layers, one least squares per parameter.
 
@@ -90,6 +91,8 @@ def fit_blocks(
         num_multimodal: how many of them are multimodal.
         sizes: each encoder's "hidden" and "mlp" size. Where the encoders differ, the part of the multimodal blocks
             beyond the narrower one is fitted to the wider one alone.
+        shared: the layer parameters that the multimodal blocks have; of the others each encoder has as many blocks
+            of its own in their place.
 
     Returns:
         stacks of blocks under "multimodal" (if there are any) and each modality.
@@ -101,13 +104,14 @@ def fit_blocks(
     joint = _joint_design(coefficients, num_multimodal)
     for name, axes in LAYER_AXES.items():
         alone = {m: _least_squares(coefficients[m], layers[m][name]) for m in modalities}  # [blocks, ...]
-        blocks = {m: solution[num_multimodal:].clone() for m, solution in alone.items()}
-        if num_multimodal:
+        own = num_multimodal if name in shared else 0  # where the encoder's own blocks start
+        blocks = {m: solution[own:].clone() for m, solution in alone.items()}
+        if num_multimodal and name in shared:
             targets = torch.cat([take_slice(layers[m][name], axes, narrow) for m in modalities])
             solution = _least_squares(joint, targets)
-            shared = alone[wide][:num_multimodal].clone()
-            take_slice(shared, axes, narrow).copy_(solution[:num_multimodal])
-            fitted["multimodal"][name] = shared
+            common = alone[wide][:num_multimodal].clone()
+            take_slice(common, axes, narrow).copy_(solution[:num_multimodal])
+            fitted["multimodal"][name] = common
             start = num_multimodal
             for m in modalities:
                 count = coefficients[m].shape[1] - num_multimodal
@@ -152,13 +156,15 @@ def fit_gene(gene: Any, ancestor: Any, iterations: int = 3) -> dict[str, float]:
     depths = {m: len(stack["mlp.fc1.bias"]) for m, stack in layers.items()}
     coefficients = {m: gene.fixed_coefficients(depth) for m, depth in depths.items()}
     layers = {m: order_units(stack, heads[m]) for m, stack in layers.items()}
+    blocks_of = {group: dict(blocks.named_parameters()) for group, blocks in gene.block_groups().items()}
+    shared = tuple(blocks_of.get("multimodal", LAYER_AXES))
     for remaining in range(iterations, -1, -1):
-        fitted = fit_blocks(layers, coefficients, config.num_multimodal_blocks, sizes)
+        fitted = fit_blocks(layers, coefficients, config.num_multimodal_blocks, sizes, shared)
         rebuilt = {m: expand_layers(fitted["multimodal"], fitted[m], coefficients[m], sizes[m]) for m in layers}
         if remaining:
             layers = {m: match_units(layers[m], rebuilt[m], heads[m]) for m in layers}
-    for group, blocks in gene.block_groups().items():
-        for name, parameter in blocks.named_parameters():
+    for group, blocks in blocks_of.items():
+        for name, parameter in blocks.items():
             parameter.copy_(fitted[group][name])
     return {
         m: float(

@@ -24,6 +24,7 @@ from ..errors import LearngeneError
 
 logger = logging.get_logger(__name__)
 
+TURNED = ("clip", "metaclip_2", "siglip")  # the families whose ancestors an extraction turns
 # A turned encoder must keep this much of its embeddings; only the norm before an image encoder's layers loses any.
 LEAST_COSINE = 0.99
 

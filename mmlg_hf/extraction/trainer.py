@@ -165,7 +165,8 @@ class ExtractionTrainer(WholeBatchTrainer):
             affinity = affinity_distillation_loss(*own, *theirs, scale=args.affinity_scale)
             losses["affinity"] = args.affinity_weight * affinity
         if args.feature_weight:
-            distances = [feature_distillation_loss(o, t) for o, t in zip(own, theirs, strict=True)]
+            # The embedding of a narrower SigLIP is the leading part of its ancestor's.
+            distances = [feature_distillation_loss(o, t[:, : o.shape[1]]) for o, t in zip(own, theirs, strict=True)]
             losses["feature"] = args.feature_weight * torch.stack(distances).mean()
         if args.contrastive_weight:
             logit_scale = self.accelerator.unwrap_model(model).logit_scale.exp()
