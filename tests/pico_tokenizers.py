@@ -1,12 +1,25 @@
-"""Small tokenizers of the kinds that web CLIPs have beside CLIP's own, trained on the spot."""
+"""Small tokenizers of the kinds that web CLIPs have beside CLIP's own, trained on the spot, and models for them."""
 
 import json
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import GemmaTokenizer, PreTrainedTokenizerFast, Siglip2Tokenizer, T5Tokenizer, XLMRobertaTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    GemmaTokenizer,
+    MetaClip2Config,
+    MetaClip2Model,
+    PreTrainedTokenizerFast,
+    Siglip2Tokenizer,
+    SiglipConfig,
+    SiglipModel,
+    T5Tokenizer,
+    XLMRobertaTokenizer,
+)
 
 TRAINED_ON = (
     "a red square on blue", "photo of a pink square", "a yellow square on brown", "photos of black and white squares",
@@ -76,3 +89,25 @@ TOKENIZERS = {
     "Gemma": gemma_tokenizer,
     "SigLIP 2": siglip2_tokenizer,
 }
+
+
+def pico_family(kind: str, tokenizer: Any, *, positions: int = 16, seed: int = 0) -> Any:
+    """A stock `CLIPModel`, `MetaClip2Model` or `SiglipModel` for a tokenizer, every tensor random."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    marks = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = sizes | marks | {"vocab_size": len(tokenizer), "max_position_embeddings": positions}
+    vision = sizes | {"image_size": 16, "patch_size": 8}
+    configs, model = {
+        "clip": (CLIPConfig, CLIPModel),
+        "metaclip2": (MetaClip2Config, MetaClip2Model),
+        "siglip": (SiglipConfig, SiglipModel),
+    }[kind]
+    extra = {} if kind == "siglip" else {"projection_dim": 8}
+    config = configs(text_config=text | extra, vision_config=vision | extra, **extra)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made: Any = model(config).eval()
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return made

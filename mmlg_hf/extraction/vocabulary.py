@@ -3,13 +3,17 @@
 import copy
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from datasets import Dataset, IterableDataset
 from tokenizers import Tokenizer
 from torch import nn
 
+from ..data.captions import captions_of
+from ..data.loading import is_transformed, rows_of
+from ..data.pictures import undecoded
 from ..data.texts import reads_largest_token, text_config_of
 from ..errors import LearngeneError, first_line
 
@@ -185,6 +189,33 @@ def _with_backend(tokenizer: Any, state: dict[str, Any]) -> Any:
     trimmed.init_kwargs.pop("added_tokens_decoder", None)  # by old ids
     trimmed.init_kwargs |= {name: getattr(tokenizer, name) for name in _KEPT_SETTINGS if hasattr(tokenizer, name)}
     return trimmed
+
+
+def read_corpus(data: Dataset | IterableDataset, text_column: str) -> Iterator[str]:
+    """Give every caption of a data set, without its pictures, which are not decoded.
+
+    A row without a caption is passed over: it is refused, or left out, where the rows are processed.
+
+    Args:
+        data: rows; of a stream all are read, so it must end, and can be read again.
+        text_column: the column of strings, or of lists of strings.
+
+    Raises:
+        LearngeneError: at the end of a stream that gives nothing when it is read again.
+    """
+    texts = undecoded(data)
+    if texts.features is not None and not is_transformed(texts):  # else a row may lack the column
+        texts = texts.select_columns([text_column])
+    for index, row in enumerate(rows_of(texts)):
+        try:
+            yield from captions_of(row.get(text_column), f"row {index}")
+        except LearngeneError:
+            continue
+    if isinstance(data, IterableDataset) and next(iter(texts), None) is None:
+        raise LearngeneError(
+            "the data is a stream that can be read only once, and trim_vocabulary reads its texts first: use a "
+            "Dataset, or make the stream of a function that begins anew"
+        )
 
 
 def _batches(texts: Iterable[str], size: int) -> Iterable[list[str]]:
