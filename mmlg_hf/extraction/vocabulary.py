@@ -219,6 +219,8 @@ def read_corpus(data: Dataset | IterableDataset, text_column: str) -> Iterator[s
 
 
 def _batches(texts: Iterable[str], size: int) -> Iterable[list[str]]:
+    if isinstance(texts, (str, bytes)):
+        raise LearngeneError(f"the corpus is a {type(texts).__name__}: give an iterable of strings, one a text")
     batch: list[str] = []
     for position, text in enumerate(texts):
         if text is not None and not isinstance(text, str):
