@@ -175,7 +175,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
     revision: Revision = None,
 ) -> None:
-    """Show what a gene can grow: parameters, megabytes and GFLOPs by depth, width and modality."""
+    """Show what a gene is and can grow: parameters, megabytes, the vocabulary's part, GFLOPs, by depth and width."""
     from dataclasses import asdict
 
     from .descendants import load_learngene
@@ -185,16 +185,28 @@ def inspect(
     modalities = [chosen.value for chosen in modality] if modality else None
     sizes = descendant_sizes(loaded.config, depth or None, width or None, modalities)
     if as_json:
-        typer.echo(json.dumps([asdict(size) for size in sizes], indent=2))
+        typer.echo(json.dumps({"gene": _size_of_gene(loaded), "descendants": [asdict(s) for s in sizes]}, indent=2))
         return
     _show_gene(gene, loaded)
     _show_sizes(sizes)
 
 
+def _size_of_gene(gene: Any) -> dict[str, Any]:
+    from .inspection import vocabulary_parameters
+
+    tensors, text = list(gene.parameters()), gene.config.text_config
+    return {
+        "parameters": sum(tensor.numel() for tensor in tensors),
+        "megabytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6,
+        "vocabulary": vocabulary_parameters(gene),
+        "tokens": None if text is None else text.vocab_size,
+        "token_embedding_rank": None if text is None else gene.config.token_embedding_rank,
+    }
+
+
 def _show_gene(name: str, gene: Any) -> None:
-    config = gene.config
-    tensors = list(gene.parameters())
-    parameters, stored = sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
+    config, size = gene.config, _size_of_gene(gene)
+    parameters = size["parameters"]
     blocks = f"blocks: {config.num_multimodal_blocks} multimodal, {config.num_unimodal_blocks} of each encoder alone"
     encoders = " and ".join(
         f"{encoder.num_hidden_layers} layers x {encoder.hidden_size} for {modality}s"
@@ -202,9 +214,15 @@ def _show_gene(name: str, gene: Any) -> None:
     )
     heads = dict.fromkeys(str(e.hidden_size // e.num_attention_heads) for e in config.encoder_configs.values())
     lines = [
-        f"{name}: {parameters:,} parameters, {stored / 1e6:.1f} MB in {str(gene.dtype).removeprefix('torch.')}",
+        f"{name}: {parameters:,} parameters, {size['megabytes']:.1f} MB in {str(gene.dtype).removeprefix('torch.')}",
         f"{blocks}; {config.mixing} mixing; full size {encoders}; head size {' and '.join(heads)}",
     ]
+    if config.text_config is not None:
+        stored = f"at rank {size['token_embedding_rank']}" if size["token_embedding_rank"] else "whole"
+        lines.append(
+            f"vocabulary: {size['tokens']:,} tokens x {config.text_config.hidden_size}, stored {stored}: "
+            f"{size['vocabulary']:,} parameters, {size['vocabulary'] / parameters:.1%} of the gene"
+        )
     if config.ancestor:
         whole = config.ancestor.get("parameters")
         share = f", {parameters / whole:.1%} of its {whole:,} parameters" if whole else ""
@@ -218,11 +236,14 @@ def _show_sizes(sizes: list[Any]) -> None:
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        show_edge=False,
         caption="Any depth and any multiple of the head size up to the gene's width can be grown, pairs VISION,TEXT "
-        "too. MB in float32; GFLOPs of one image and of one text of the greatest length, a multiply-add as two.",
+        "too. Token table: its part of the parameters. MB in float32; GFLOPs of one image and of one text of the "
+        "greatest length, a multiply-add as two.",
     )
     table.add_column("modality", no_wrap=True)
-    for title in ("depth", "width", "parameters", "MB", "GFLOPs\n/ image", "GFLOPs\n/ text", "of the\nancestor"):
+    titles = ("depth", "width", "parameters", "token\ntable", "MB", "GFLOPs\n/ image", "GFLOPs\n/ text")
+    for title in (*titles, "of the\nancestor"):
         table.add_column(title, justify="right", no_wrap=True)
     for before, size in zip([None, *sizes], sizes, strict=False):
         if before is not None and before.modality != size.modality:
@@ -232,6 +253,7 @@ def _show_sizes(sizes: list[Any]) -> None:
             format_size(size.depth),
             format_size(size.width),
             f"{size.parameters:,}",
+            f"{size.vocabulary / size.parameters:.0%}" if size.vocabulary else "",
             f"{size.megabytes:.1f}",
             "" if size.gflops_image is None else f"{size.gflops_image:.3f}",
             "" if size.gflops_text is None else f"{size.gflops_text:.3f}",

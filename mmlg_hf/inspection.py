@@ -11,11 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .configuration_learngene import MODALITIES, LearngeneConfig, Size
 from .errors import LearngeneError
+from .expansion import TOKEN_EMBEDDING, TOKEN_PROJECTION
 from .families import FAMILIES, family_of
 from .growth import config_of, descendant_class
 
 # The shares of the gene's own depth and width that are shown when none are asked for.
 SHARES = (1 / 3, 2 / 3, 1.0)
+_TOKEN_TABLES = tuple(name.removeprefix("text_model.") for name in (TOKEN_EMBEDDING, TOKEN_PROJECTION))
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class ModelSize:
             two; matrix products and convolutions alone. None for a text model.
         gflops_text: likewise for one text of the greatest length. None for an image model.
         share: `parameters` over those of the gene's whole ancestor; None where the gene does not say how many it has.
+        vocabulary: those of `parameters` that are the token embedding; 0 of an image model.
     """
 
     modality: str
@@ -42,6 +45,7 @@ class ModelSize:
     gflops_image: float | None
     gflops_text: float | None
     share: float | None = None
+    vocabulary: int = 0
 
 
 def measure_size(
@@ -77,7 +81,13 @@ def measure_size(
         None if modality == "text" else _gflops(getattr(model, "get_image_features", model), pixels),
         None if modality == "image" else _gflops(getattr(model, "get_text_features", model), tokens),
         parameters / ancestor if ancestor else None,
+        vocabulary_parameters(model),
     )
+
+
+def vocabulary_parameters(model: nn.Module) -> int:
+    """Count the parameters of a model's token embedding: one table, or the two factors that a gene may store."""
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name.endswith(_TOKEN_TABLES))
 
 
 def _memoryless(config: Any, modality: str, num_labels: int | None) -> nn.Module:

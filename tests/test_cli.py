@@ -102,7 +102,33 @@ def test_inspect_of_the_bundled_gene_fits_a_terminal_of_80_columns_whole():
 
 def test_inspect_prints_json_that_a_program_can_read(folders):
     result = run("inspect", folders / "gene", "--json")
-    assert {row["modality"] for row in json.loads(result.stdout)} == {"multimodal", "image", "text"}
+    found, gene = json.loads(result.stdout), LearngeneModel.from_pretrained(folders / "gene")
+    assert {row["modality"] for row in found["descendants"]} == {"multimodal", "image", "text"}
+    assert found["gene"]["parameters"] == gene.num_parameters()
+    assert found["gene"]["vocabulary"] == gene.text_model.embeddings.token_embedding.weight.numel()
+    assert found["gene"]["tokens"] == gene.config.text_config.vocab_size
+
+
+def test_inspect_tells_what_of_a_gene_and_of_its_descendants_is_vocabulary(folders):
+    gene = LearngeneModel.from_pretrained(folders / "gene")
+    table = gene.text_model.embeddings.token_embedding.weight
+    result = run("inspect", folders / "gene", "--depth", "1", "--width", "8", "--modality", "text")
+    tokens, width = table.shape
+    assert (
+        f"vocabulary: {tokens:,} tokens x {width}, stored whole: {table.numel():,} parameters, "
+        f"{table.numel() / gene.num_parameters():.1%} of the gene"
+    ) in result.output
+    grown = gene.descendant(1, 8, "text")
+    assert f"{tokens * 8 / grown.num_parameters():.0%}" in result.output
+
+
+def test_inspect_tells_the_rank_of_a_factored_vocabulary_and_nothing_of_none(tmp_path):
+    multimodal_gene(token_embedding_rank=4).save_pretrained(tmp_path / "factored")
+    output = run("inspect", tmp_path / "factored", "--depth", "1", "--width", "8").output
+    assert f"stored at rank 4: {553 * 4 + 4 * 16:,} parameters" in output
+    image_gene().save_pretrained(tmp_path / "image")
+    output = run("inspect", tmp_path / "image", "--depth", "1", "--width", "8").output
+    assert "vocabulary:" not in output
 
 
 def test_descend_writes_what_the_gene_grows(folders, tmp_path):

@@ -300,8 +300,6 @@ def test_data_without_the_columns_or_rows_is_refused(tmp_path):
     refused("no image column.*'caption'", pico_clip(), pico_pairs(8).remove_columns("image"), tmp_path / "b")
     refused("empty", pico_clip(), pico_pairs(8).select([]), tmp_path / "c")
     refused("is a list", pico_clip(), [1, 2], tmp_path / "d")
-    stream = pico_pairs(8).to_iterable_dataset()
-    refused("use a Dataset, not a stream", pico_clip(), stream, tmp_path / "e", trim_vocabulary=True)
 
 
 def test_an_unreadable_image_is_raised_with_its_index_or_skipped(tmp_path):

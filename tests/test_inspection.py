@@ -7,7 +7,7 @@ from pico_genes import gene_config, image_gene, multimodal_gene
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmlg_hf import LearngeneError
-from mmlg_hf.inspection import descendant_sizes, format_size, learngene_parameters, measure_size
+from mmlg_hf.inspection import descendant_sizes, format_size, learngene_parameters, measure_size, vocabulary_parameters
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,8 @@ def test_sizes_are_those_of_the_descendant_that_is_grown(gene, modality):
         assert size.parameters == grown.num_parameters()
         assert size.megabytes == sum(p.numel() * p.element_size() for p in grown.parameters()) / 1e6
         assert size.share == size.parameters / 100_000
+        table = None if modality == "image" else grown.text_model.embeddings.token_embedding.weight
+        assert size.vocabulary == (0 if table is None else table.numel())
 
 
 def test_flops_are_the_products_of_clips_layers():
@@ -89,6 +91,12 @@ def test_an_image_gene_shows_image_models_with_its_own_classes():
 
 def test_the_genes_own_parameters_are_counted_from_its_config(gene):
     assert learngene_parameters(gene.config) == gene.num_parameters()
+
+
+def test_the_vocabulary_of_a_gene_is_its_table_or_both_factors_of_it():
+    assert vocabulary_parameters(multimodal_gene()) == 553 * 16
+    assert vocabulary_parameters(multimodal_gene(token_embedding_rank=4)) == 553 * 4 + 4 * 16
+    assert vocabulary_parameters(image_gene()) == 0
 
 
 def test_sizes_that_cannot_be_grown_are_refused(gene):

@@ -207,7 +207,11 @@ def test_any_corpus_is_cut_into_the_same_tokens(texts, padding_side):
 def test_what_cannot_be_trimmed_is_said_in_one_sentence():
     with pytest.raises(LearngeneError, match="text 1 of the corpus is 7: give strings"):
         trim_tokenizer(pico_tokenizer(), ["a", 7])
-    with pytest.raises(LearngeneError, match="that of a SimpleNamespace: only byte-pair vocabularies"):
+    with pytest.raises(LearngeneError, match="the corpus is a str: give an iterable of strings"):
+        trim_tokenizer(pico_tokenizer(), "a red square")
+    with pytest.raises(LearngeneError, match="cannot cut a text of the corpus"):
+        trim_tokenizer(pico_tokenizer(), ["half of a pair \ud83d"])
+    with pytest.raises(LearngeneError, match="that of a SimpleNamespace: only BPE and Unigram vocabularies"):
         trim_tokenizer(SimpleNamespace(), ["a"])
     tokenizer, old_ids = trim_tokenizer(with_added_tokens(), ["a"])
     model = pico_clip()

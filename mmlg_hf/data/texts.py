@@ -49,9 +49,7 @@ def check_tokenizer(tokenizer: Any, text_config: Any) -> None:
             "tokenizer, or tokens were added to it"
         )
     kind, end = text_config.model_type, getattr(text_config, "eos_token_id", None)
-    reads_largest = kind in _READ_THE_LARGEST_TOKEN or (
-        kind in _READ_THE_END_TOKEN and kind not in _WITHOUT_A_LEGACY and end == _LEGACY_END_TOKEN
-    )
+    reads_largest = reads_largest_token(text_config)
     # Nothing but the tokens' number tells whether an encoder without an end token of its own knows them.
     if size is not None and count <= size - _PADDING_OF_TABLES and (reads_largest or kind in _READ_THE_LAST_POSITION):
         raise LearngeneError(
@@ -73,6 +71,13 @@ def check_tokenizer(tokenizer: Any, text_config: Any) -> None:
             "is another model's tokenizer"
         )
     _check_ends(tokenizer, own_end)
+
+
+def reads_largest_token(text_config: Any) -> bool:
+    """Whether a text encoder reads the state at the largest token: the meaning of CLIP's legacy end token 2."""
+    kind, end = text_config.model_type, getattr(text_config, "eos_token_id", None)
+    has_legacy = kind in _READ_THE_END_TOKEN and kind not in _WITHOUT_A_LEGACY
+    return kind in _READ_THE_LARGEST_TOKEN or (has_legacy and end == _LEGACY_END_TOKEN)
 
 
 def _check_ends(tokenizer: Any, end: int) -> None:

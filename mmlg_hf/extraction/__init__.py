@@ -9,6 +9,7 @@ _MODULE_OF = {
     "load_ancestor": "ancestors",
     "rotate_channels": "rotation",
     "fit_gene": "fitting",
+    "shorten_context": "context",
     "trim_embedding": "vocabulary",
     "trim_tokenizer": "vocabulary",
     "vit_of_dinov2": "vit",

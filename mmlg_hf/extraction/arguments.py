@@ -18,7 +18,7 @@ _NOT_NEGATIVE = (
 _ABOVE_ZERO = ("affinity_scale", "distillation_temperature")
 _AT_LEAST_ONE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "rotation_rows",
-    "elastic_samples", "token_embedding_rank", "max_length", "gene_depth", "gene_width",
+    "elastic_samples", "token_embedding_rank", "max_length", "max_text_length", "gene_depth", "gene_width",
 )  # fmt: skip
 
 
@@ -92,7 +92,15 @@ class ExtractionArguments(TrainingArguments):
         default=None, metadata={"help": "folder of the kept outputs; None takes output_dir/ancestor_outputs"}
     )
     trim_vocabulary: bool = field(
-        default=False, metadata={"help": "keep only the tokens that the data uses (not for streams)"}
+        default=False,
+        metadata={"help": "keep only the tokens that the data uses; a stream is read once for them first"},
+    )
+    max_text_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "positions of the gene's text encoder, in tokens: a shorter context than the ancestor's, which is "
+            "cut likewise; None keeps them all"
+        },
     )
     image_column: str | None = field(default=None, metadata={"help": "image column; None finds it"})
     text_column: str | None = field(default=None, metadata={"help": "text column; None finds it"})

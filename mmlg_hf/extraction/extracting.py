@@ -31,11 +31,12 @@ from .ancestors import (
     load_ancestor_processor,
 )
 from .arguments import ExtractionArguments
+from .context import shorten_context
 from .fitting import fit_gene
 from .rotation import TURNED, rotate_channels
 from .runs import WriteRun, describe_run, find_checkpoint, recipe
 from .trainer import AncestorCollator, ExtractionTrainer
-from .vocabulary import trim_embedding, trim_tokenizer
+from .vocabulary import read_corpus, trim_embedding, trim_tokenizer
 
 __all__ = ["ExtractionArguments", "extract_learngene"]
 
@@ -88,6 +89,8 @@ def extract_learngene(
     described = describe_ancestor(model, model.num_parameters())
     processor = processor if processor is not None else load_ancestor_processor(model)
     _check_processor(processor, model, args)
+    if args.max_text_length is not None:
+        processor = _shorten(model, processor, args.max_text_length)
     _gene_config(model, args)  # refuses what no gene can be, before the data are read
     data, evaluation = _load(dataset, eval_dataset, args)
     columns = None if is_classifier(model) else find_columns(data, args.image_column, args.text_column)
@@ -175,14 +178,24 @@ def _check_processor(processor: Any, ancestor: Any, args: ExtractionArguments) -
         )
 
 
+def _shorten(ancestor: Any, processor: Any, length: int) -> Any:
+    """Cut the ancestor's context in memory and return a processor to match."""
+    if is_classifier(ancestor):
+        raise LearngeneError(
+            f"max_text_length is {length}, but a {type(ancestor).__name__} reads no texts: leave it out"
+        )
+    return _with_tokenizer(processor, shorten_context(ancestor, processor.tokenizer, length))
+
+
 def _trim(ancestor: Any, processor: Any, data: Any, args: ExtractionArguments) -> Any:
     """Trim the ancestor's vocabulary in memory and return a processor to match."""
-    if not isinstance(data, Dataset):
-        raise LearngeneError("trim_vocabulary needs to see all texts first: use a Dataset, not a stream")
     _, column = find_columns(data, args.image_column, args.text_column)
-    texts = (text if isinstance(text, str) else " ".join(text or []) for text in data[column])
-    tokenizer, old_ids = trim_tokenizer(processor.tokenizer, texts)
+    tokenizer, old_ids = trim_tokenizer(processor.tokenizer, read_corpus(data, column))
     trim_embedding(ancestor, tokenizer, old_ids)
+    return _with_tokenizer(processor, tokenizer)
+
+
+def _with_tokenizer(processor: Any, tokenizer: Any) -> Any:
     return type(processor)(image_processor=processor.image_processor, tokenizer=tokenizer)
 
 
