@@ -55,7 +55,8 @@ def main() -> None:
             results = Results(folder / "results" / "seeds.json", about | asdict(demo.DemoSettings()))
             for seed in options.seeds:
                 results.run(str(seed), compare, gene, tensors, seed)
-    publish(folder, report)
+    if (folder / "results" / "seeds.json").exists():
+        publish(folder, report)
 
 
 if __name__ == "__main__":

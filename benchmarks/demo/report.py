@@ -21,7 +21,8 @@ def collect(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def page(folder: Path) -> str:
-    results, tuning = read(folder / "seeds.json"), Runs(read(folder / "tuning.json"))
+    results, path = read(folder / "seeds.json"), folder / "tuning.json"
+    tuning = Runs(read(path) if path.exists() else {"settings": {}, "runs": {}})
     rates = sorted({rate for name in tuning.names() for rate in tuning.names(name, "gene")}, key=float)
     return fill(Path(__file__).parent, results=results, sizes=collect(results), tuning=tuning, rates=rates)
 
