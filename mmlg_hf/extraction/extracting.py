@@ -17,6 +17,7 @@ from ..data.identity import fingerprint_model
 from ..data.texts import check_tokenizer, longest_text
 from ..errors import LearngeneError, first_line
 from ..modeling_learngene import LearngeneForImageClassification, LearngeneMixin, LearngeneModel
+from ..saving import check_writable
 from ..training.batches import check_rows
 from ..training.trainer import ImageTextCollator
 from .ancestors import (
@@ -77,6 +78,7 @@ def extract_learngene(
     args = args if args is not None else ExtractionArguments("learngene")
     if not isinstance(args, ExtractionArguments):
         raise LearngeneError(f"args is a {type(args).__name__}: give ExtractionArguments")
+    check_writable(args.output_dir)
     model = load_ancestor(ancestor, revision)
     described = describe_ancestor(model, model.num_parameters())
     processor = processor if processor is not None else _stored_processor(model)
