@@ -19,7 +19,6 @@ import transformers
 from datasets import Dataset, DatasetDict
 from rich.console import Console
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageClassification,
     PrinterCallback,
     Trainer,
@@ -30,7 +29,7 @@ from transformers import (
 )
 
 from .. import __version__
-from ..checkpoints import quiet
+from ..checkpoints import AutoImageProcessor, quiet
 from ..data import process_images
 from ..descendants import bundled_learngenes, load_learngene
 from ..errors import LearngeneError, require

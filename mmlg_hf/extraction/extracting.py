@@ -9,8 +9,9 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor, PreTrainedModel, set_seed
+from transformers import AutoProcessor, PreTrainedModel, set_seed
 
+from ..checkpoints import AutoImageProcessor
 from ..configuration_learngene import LearngeneConfig
 from ..data import find_columns, load_image_text, process_images, process_pairs
 from ..data.identity import fingerprint_model

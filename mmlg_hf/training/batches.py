@@ -90,6 +90,8 @@ class WholeBatchTrainer(Trainer):
         # The first process would send the others parts of its batches, whose texts have different lengths.
         args.accelerator_config.dispatch_batches = False  # before the accelerator is built from it
         super().__init__(model, args, *others, **kwargs)
+        # The same for releases that know no `loss_is_scaled_for_ga`, and take a model with **kwargs to scale its loss.
+        self.model_accepts_loss_kwargs = False
 
     def contrasts_rows(self) -> bool:
         """Whether the loss contrasts the rows of a batch with each other, so that one row teaches nothing."""
