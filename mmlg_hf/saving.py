@@ -223,15 +223,30 @@ def save_wholly(
     if kwargs.get("variant") or getattr(model, "_hf_peft_config_loaded", False):
         save(save_directory, *args, **kwargs)  # beside the model that is there, not in its place
     else:
-        with _in_place_of_what_was_there(Path(save_directory)):
-            save(save_directory, *args, **kwargs)
+        folder = Path(save_directory)
+        if folder.exists() and not folder.is_dir():
+            raise LearngeneError(f"{str(folder)!r} is a file: give a folder to save to")
+        folder.mkdir(parents=True, exist_ok=True)
+        # Written beside, then renamed: whoever stops it half-way leaves no half file under a final name.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+            save(beside, *args, **kwargs)
             if finish is not None:
-                finish(save_directory)
+                finish(beside)
+            with _in_place_of_what_was_there(folder):
+                _move_files(Path(beside), folder)
     if processor is not None:
         processor.save_pretrained(save_directory)
     if push_to_hub:
         # Not by the stock keyword, which uploads what the stock method itself has written.
         model.push_to_hub(upload.pop("repo_id", Path(save_directory).name), token=kwargs.get("token"), **upload)
+
+
+def _move_files(source: Path, target: Path) -> None:
+    """Rename all files of a folder into another one, the index of the weights last: it says that they are there."""
+    files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    for name in sorted(files, key=lambda name: name.name == WEIGHTS_INDEX):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source / name, target / name)
 
 
 @contextmanager

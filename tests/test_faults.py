@@ -5,19 +5,23 @@ import math
 import os
 import re
 import resource
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 from pico import pico_clip, pico_pairs, pico_processor
 from pico_genes import multimodal_gene
+from safetensors.torch import load_file
 from transformers import TrainingArguments
 from typer.testing import CliRunner
 
 from mmlg_hf import ContrastiveTrainer, LearngeneError
 from mmlg_hf.cli import app
+from mmlg_hf.data.pictures import read_image
 from mmlg_hf.errors import OutputError
 from mmlg_hf.saving import check_writable
 from mmlg_hf.shell.failing import name_options
@@ -121,6 +125,16 @@ def test_a_full_disk_is_told_before_the_work(folders, small_disk, command):
     told = sentence(run(*commands(folders, small_disk / "out")[command]), 1)
     assert f"No space left on device in {str(small_disk)!r}" in told
     assert [path.name for path in small_disk.iterdir()] == ["mine"]
+
+
+def test_a_save_that_is_cut_off_shows_no_half_file_under_its_final_name(tmp_path, no_file_above):
+    gene = multimodal_gene()
+    gene.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    no_file_above(20_000)
+    with pytest.raises(Exception, match="File too large"):
+        gene.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_read_only_disk_is_told_before_the_work(small_disk):
@@ -298,3 +312,97 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path, state):
         (tmp_path / "checkpoint-10" / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     assert last_checkpoint(tmp_path / "nothing") is None
+
+
+# --- kills -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_nothing_half_written_and_going_on_gives_the_same_weights(tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "soak" / "kills.py"), "--kills", "10", "--seed", "7"]
+    done = subprocess.run([*command, "--work", tmp_path], capture_output=True, text=True, check=False)
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(rows) == 10
+    assert [row for row in rows if row["half_written"] or not row["same_result"]] == []
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def peak_growth(action):
+    """How many bytes the most memory of this process grew by meanwhile."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    action()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def test_a_picture_of_50000_by_50000_is_refused_without_its_pixels():
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    picture = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000)))
+
+    def read():
+        with pytest.raises(LearngeneError, match="row 3 cannot be read"):
+            read_image({"bytes": picture, "path": None}, "row 3")
+
+    assert peak_growth(read) < 200e6
+
+
+def test_a_weight_file_that_names_terabytes_is_refused(tmp_path):
+    gene = multimodal_gene()
+    gene.save_pretrained(tmp_path)
+    header = {"logit_scale": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}
+    text = json.dumps(header).encode()
+    for path in tmp_path.glob("model-*.safetensors"):
+        path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(64))
+
+    def load():
+        with pytest.raises(LearngeneError):
+            type(gene).from_pretrained(tmp_path)
+
+    assert peak_growth(load) < 200e6
+
+
+# --- two at once -----------------------------------------------------------------------------------------------------
+
+EXTRACT = """
+import sys
+from mmlg_hf import ExtractionArguments, extract_learngene
+root, output, cache = sys.argv[1:]
+args = ExtractionArguments(output, ancestor_cache_dir=cache, max_steps=1, per_device_train_batch_size=4, use_cpu=True,
+                           report_to="none")
+extract_learngene(f"{root}/clip", f"{root}/pairs", args)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_fill_one_cache_folder(folders, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    outputs = [tmp_path / "one", tmp_path / "two"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", EXTRACT, str(folders), str(output), str(tmp_path / "cache")],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for output in outputs
+    ]  # fmt: skip
+    for process in both:
+        _, told = process.communicate()
+        assert process.returncode == 0, told[-3000:]
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
+    for name in ("model-shared.safetensors", "model-image.safetensors", "model-text.safetensors"):
+        one, two = (load_file(output / name) for output in outputs)
+        assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
+
+
+# --- the table in the documentation ----------------------------------------------------------------------------------
+
+
+def test_behind_each_line_of_the_table_of_faults_stands_a_test():
+    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\|.*\| `(test_\w+)` \|$", page, re.MULTILINE)
+    assert len(named) >= 15
+    assert [name for name in named if not callable(globals().get(name))] == []

@@ -57,7 +57,7 @@ def words_of(job: str, work: Path, output: Path) -> tuple:
         "extract": ("extract", work / "clip", *data, *extraction),
         "align": ("align", work / "clip", work / "clip", *data, *TRAINING, "--recipe", "lit", "--projection-dim", "8"),
         "upcycle": ("moe", "upcycle", work / "clip", "--expert", work / "tuned", "--output", output),
-        "demo": ("demo", "--output-dir", output),
+        "demo": ("demo", "--gene", work / "gene", "--output-dir", output),
     }[job]
 
 
