@@ -1,5 +1,5 @@
 # What a developer types. Every target uses .venv, which `make setup` builds.
-.PHONY: setup test test-fast lint format docs demo cards conformance coverage wheel clean
+.PHONY: setup test test-fast lint format docs demo cards conformance coverage wheel clean test-min test-new soak
 
 setup:
 	python3 -m venv .venv
@@ -10,6 +10,15 @@ test:  ## everything, slow tests included
 
 test-fast:
 	.venv/bin/python -m pytest
+
+test-min:  ## the fast tests with the lowest versions allowed, in an environment of their own
+	.ci/test-min
+
+test-new:  ## the fast tests with the newest releases, in an environment of their own
+	.ci/test-new
+
+soak:  ## kills, full disks and long runs; goes on where it was stopped
+	.venv/bin/python tests/soak/run.py
 
 lint:
 	.venv/bin/ruff check

@@ -3,46 +3,47 @@
 torch and transformers are imported when a command runs, so that `--help` answers at once.
 """
 
-import json
+import platform
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
-from typer.core import TyperGroup
 
+from . import __version__
 from .alignment.cli import EPILOG as ALIGN_EPILOG
 from .alignment.cli import align
 from .clip_moe.cli import app as clip_moe_app
 from .errors import LearngeneError
-from .saving import whole_folder, write_json
-
-console = Console()
-
-
-class ErrorsInOneSentence(TyperGroup):
-    """Commands whose `LearngeneError` becomes one sentence on stderr and exit code 2."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except LearngeneError as error:
-            # Text and not markup: the sentence may hold square brackets.
-            Console(stderr=True).print(Text(f"Error: {error}", style="red"), soft_wrap=True)
-            raise typer.Exit(2) from error
-
+from .saving import check_writable, whole_folder, write_json
+from .shell.failing import FIELDS, ErrorsInOneSentence
+from .shell.printing import AsJson, console, print_json, say, stdout_for_json
 
 app = typer.Typer(
     cls=ErrorsInOneSentence,
-    help="Extract a learngene from a CLIP once, grow CLIP models of any depth, width and modality from it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        others = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch"))
+        typer.echo(f"mmlg_hf {__version__} (Python {platform.python_version()}, {others})")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the versions and exit.")
+    ] = False,
+) -> None:
+    """Extract a learngene from a CLIP once, grow CLIP models of any depth, width and modality from it."""
 
 
 class Modality(str, Enum):
@@ -120,6 +121,7 @@ def extract(
     """
     if not resume:
         _check_empty(output)
+    check_writable(output)
     from .extraction.extracting import extract_learngene
 
     chosen = {
@@ -137,16 +139,29 @@ def extract(
         "on_bad_image": "skip" if skip_bad_images else None,
         "seed": seed,
     }
-    args = _extraction_arguments(_given(**chosen), ctx.args)
+    args = _extraction_arguments(_given(**chosen), ctx)
     gene: Any = extract_learngene(ancestor, data, args, revision=revision, resume_from_checkpoint=resume or None)
-    _say(f"A gene of {gene.num_parameters():,} parameters is in {output}. Next: mmlg inspect {output}")
+    say(f"A gene of {gene.num_parameters():,} parameters is in {output}. Next: mmlg inspect {output}")
 
 
-def _extraction_arguments(chosen: dict[str, Any], others: list[str]) -> Any:
+# Fields that have options of other names.
+_OTHER_NAMES = {
+    "--output": "output_dir",
+    "--depth": "gene_depth",
+    "--width": "gene_width",
+    "--epochs": "num_train_epochs",
+    "--batch-size": "per_device_train_batch_size",
+}
+
+
+def _extraction_arguments(chosen: dict[str, Any], ctx: typer.Context) -> Any:
     """Build `ExtractionArguments` from this command's options and from the fields that were named besides."""
     from transformers import HfArgumentParser
 
     from .extraction.extracting import ExtractionArguments
+
+    fields = {name: f"--{name}" for name in ExtractionArguments.__dataclass_fields__}
+    ctx.meta[FIELDS] = fields | {name: option for option, name in _OTHER_NAMES.items()}
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> Any:
@@ -154,7 +169,7 @@ def _extraction_arguments(chosen: dict[str, Any], others: list[str]) -> Any:
 
     words = [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
     parser = Parser(ExtractionArguments, allow_abbrev=False)
-    args, unknown = parser.parse_args_into_dataclasses([*words, *others], return_remaining_strings=True)
+    args, unknown = parser.parse_args_into_dataclasses([*words, *ctx.args], return_remaining_strings=True)
     if unknown:
         parser.error(f"unknown {' '.join(unknown)}")
     return args
@@ -172,7 +187,7 @@ def inspect(
         typer.Option(parser=parse_size, metavar="SIZE", help="Width to show, N or VISION,TEXT; can be repeated."),
     ] = None,
     modality: Annotated[list[Modality] | None, typer.Option(help="Modality to show; can be repeated.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
+    as_json: AsJson = False,
     revision: Revision = None,
 ) -> None:
     """Show what a gene is and can grow: parameters, megabytes, the vocabulary's part, GFLOPs, by depth and width."""
@@ -185,7 +200,7 @@ def inspect(
     modalities = [chosen.value for chosen in modality] if modality else None
     sizes = descendant_sizes(loaded.config, depth or None, width or None, modalities)
     if as_json:
-        typer.echo(json.dumps({"gene": _size_of_gene(loaded), "descendants": [asdict(s) for s in sizes]}, indent=2))
+        print_json({"gene": _size_of_gene(loaded), "descendants": [asdict(size) for size in sizes]})
         return
     _show_gene(gene, loaded)
     _show_sizes(sizes)
@@ -227,7 +242,7 @@ def _show_gene(name: str, gene: Any) -> None:
         whole = config.ancestor.get("parameters")
         share = f", {parameters / whole:.1%} of its {whole:,} parameters" if whole else ""
         lines.append(f"ancestor {config.ancestor.get('id')}{share}")
-    _say("\n".join(lines))
+    say("\n".join(lines))
 
 
 def _show_sizes(sizes: list[Any]) -> None:
@@ -288,13 +303,14 @@ def descend(
 ) -> None:
     """Grow a stock transformers CLIP model from a gene and save it."""
     _check_empty(output)
+    check_writable(output)
     from .descendants import from_learngene
 
     kind = modality.value if modality else None
     model = from_learngene(gene, depth, width, kind, num_labels=num_labels, revision=revision)
     with whole_folder(output) as folder:
         model.save_pretrained(folder)
-    _say(
+    say(
         f"{type(model).__name__} with {model.num_parameters():,} parameters in {output}. "
         f'Load it with {type(model).__name__}.from_pretrained("{output}")'
     )
@@ -318,9 +334,12 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Measure only this many rows, from the first.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images or texts in one forward pass.")] = 64,
     output: Annotated[Path | None, typer.Option(help="JSON file to write the figures to as well.")] = None,
+    as_json: AsJson = False,
     revision: Revision = None,
 ) -> None:
     """Measure a model: image-text retrieval, zero-shot classification, or a classifier's accuracy."""
+    if output is not None:
+        check_writable(output)
     from .data import load_image_text
     from .evaluation.loading import load_classifier, load_dual_encoder
 
@@ -346,15 +365,18 @@ def evaluate(
             )
         else:
             figures = evaluate_retrieval(loaded, rows, processor, text_column=text_column, **columns)
-    _say(f"{model}, {task.value} on {len(rows):,} rows of {data} ({split})")
+    record = {"model": model, "data": data, "split": split, "rows": len(rows), "task": task.value, "figures": figures}
+    if output is not None:
+        write_json(output, record)
+    if as_json:
+        print_json(record)
+        return
+    say(f"{model}, {task.value} on {len(rows):,} rows of {data} ({split})")
     table = Table("figure")
     table.add_column("value", justify="right")
     for name, value in figures.items():
         table.add_row(name, f"{value:.1f}" if "rank" in name else f"{value:.2%}")
     console.print(table)
-    if output is not None:
-        record = {"model": model, "data": data, "split": split, "rows": len(rows), "task": task.value}
-        write_json(output, record | {"figures": figures})
 
 
 @app.command(epilog="Example: mmlg demo --output-dir out")
@@ -362,19 +384,20 @@ def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder for results.json, the plot and the models.")],
     gene: Annotated[str | None, typer.Option(help="Gene to grow from.", show_default="the bundled one")] = None,
     seed: Annotated[int, typer.Option(help="Seeds the new heads, the models from scratch, and the batches.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Grow models from the bundled gene and fine-tune them beside models from scratch, offline, in under 3 minutes."""
+    check_writable(output_dir)
     from .demo.demo import run_demo
 
-    run_demo(output_dir, gene, seed=seed, console=console)
+    with stdout_for_json(as_json):
+        results = run_demo(output_dir, gene, seed=seed, console=console)
+    if as_json:
+        print_json(results)
 
 
 app.command(epilog=ALIGN_EPILOG)(align)
 app.add_typer(clip_moe_app, name="moe")
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _given(**kwargs: Any) -> dict[str, Any]:

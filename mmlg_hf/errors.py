@@ -10,6 +10,10 @@ class LearngeneError(ValueError):
     """Bad input, said in one sentence: what was wrong, the value received, and what is allowed or what to do."""
 
 
+class OutputError(LearngeneError, OSError):
+    """An output that cannot be written: no folder, no permission, a full disk. Nothing was begun."""
+
+
 def first_line(error: BaseException | str) -> str:
     """Return the first line that says anything of an error's message; the name of its class where it has none.
 

@@ -10,10 +10,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+from .errors import LearngeneError, OutputError, first_line
 
-from .errors import LearngeneError
+_PROBE = 1 << 16  # bytes: more than the last blocks of a full disk
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Refuse an output folder or file that cannot be written, before the long work whose result it is for.
+
+    Nothing is made: an unnamed file is written where the first folder would be made, or in the folder itself.
+
+    Raises:
+        OutputError: it lies under a file, in a folder that may not be written, or on a full disk.
+    """
+    path = Path(os.path.abspath(path))
+    there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        if there == path:
+            there = path.parent  # a file to replace
+        else:
+            raise OutputError(f"{str(path)!r} cannot be made: {str(there)!r} is no folder")
+    try:
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(bytes(_PROBE))
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise OutputError(f"{str(path)!r} cannot be written: {reason} in {str(there)!r}") from error
 
 
 @contextmanager
@@ -115,6 +137,9 @@ def split_by_part(folder: str | os.PathLike) -> list[str]:
     A gene with one part, or one that is in several files already, is left as it is. Until the last step the single
     file is complete, and it is the one that loaders prefer.
     """
+    from safetensors import safe_open  # not at import: the command line shows its help without torch
+    from safetensors.torch import save_file
+
     folder = Path(folder)
     single = folder / WEIGHTS
     if not single.is_file():
@@ -198,15 +223,30 @@ def save_wholly(
     if kwargs.get("variant") or getattr(model, "_hf_peft_config_loaded", False):
         save(save_directory, *args, **kwargs)  # beside the model that is there, not in its place
     else:
-        with _in_place_of_what_was_there(Path(save_directory)):
-            save(save_directory, *args, **kwargs)
+        folder = Path(save_directory)
+        if folder.exists() and not folder.is_dir():
+            raise LearngeneError(f"{str(folder)!r} is a file: give a folder to save to")
+        folder.mkdir(parents=True, exist_ok=True)
+        # Written beside, then renamed: whoever stops it half-way leaves no half file under a final name.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+            save(beside, *args, **kwargs)
             if finish is not None:
-                finish(save_directory)
+                finish(beside)
+            with _in_place_of_what_was_there(folder):
+                _move_files(Path(beside), folder)
     if processor is not None:
         processor.save_pretrained(save_directory)
     if push_to_hub:
         # Not by the stock keyword, which uploads what the stock method itself has written.
         model.push_to_hub(upload.pop("repo_id", Path(save_directory).name), token=kwargs.get("token"), **upload)
+
+
+def _move_files(source: Path, target: Path) -> None:
+    """Rename all files of a folder into another one, the index of the weights last: it says that they are there."""
+    files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    for name in sorted(files, key=lambda name: name.name == WEIGHTS_INDEX):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source / name, target / name)
 
 
 @contextmanager

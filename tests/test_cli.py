@@ -175,7 +175,7 @@ def test_descend_grows_a_text_model(folders, tmp_path):
         (("--width", "0"), "width is 0"),
         (("--modality", "audio"), "multimodal"),
         (("--num-labels", "3"), 'use "image" or "text"'),
-        (("--num-labels", "0", "--modality", "image"), "num_labels is 0"),
+        (("--num-labels", "0", "--modality", "image"), "--num-labels is 0"),
     ],
 )
 def test_a_size_that_cannot_be_grown_is_refused_and_nothing_written(folders, tmp_path, words, sentence):
@@ -207,11 +207,13 @@ def test_an_output_that_holds_something_is_left_alone(folders, tmp_path):
 def test_a_write_that_fails_leaves_nothing_behind(folders, tmp_path, monkeypatch):
     def fail(self, folder, *args, **kwargs):
         (folder / "half").write_text("half")
-        raise OSError("disk full")
+        raise OSError(28, "No space left on device", str(folder))
 
     monkeypatch.setattr(CLIPModel, "save_pretrained", fail)
     result = run("descend", folders / "gene", "--output", tmp_path / "out")
-    assert isinstance(result.exception, OSError)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("Error: cannot read or write")
+    assert result.stderr.splitlines()[-1].endswith("No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "mmlg_hf"
 
 # A module imports from its own stage and earlier ones. A package stands for all of its modules.
 STAGES = (
-    {"errors"},
+    {"errors", "shell"},
     {"saving", "hub", "checkpoints", "gene_files"},
     {"families", "configuration_learngene", "expansion"},
     {"modeling_text_classification", "growth", "modeling_learngene"},

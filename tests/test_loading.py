@@ -321,7 +321,7 @@ def test_sizes_that_cannot_be_are_refused_from_a_folder_too(folder):
 
 def test_saving_that_fails_half_way_leaves_the_former_gene_loadable(gene, folder, monkeypatch):
     other = multimodal_gene(seed=2)
-    monkeypatch.setattr("mmlg_hf.saving.save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         other.save_pretrained(folder)
     loaded = LearngeneModel.from_pretrained(folder)

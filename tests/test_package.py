@@ -16,6 +16,7 @@ import pytest
 import mmlg_hf
 
 ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE")
 # The names that the documentation promises.
 PROMISED = {
@@ -138,3 +139,21 @@ def test_every_imported_distribution_is_declared():
     needed = {distributions[name][0].lower().replace("_", "-") for name in foreign}
     assert needed - declared("dependencies") <= declared("peft") | declared("demo")
     assert declared("dependencies") - needed == set()
+
+
+def test_the_floors_are_those_that_the_tests_pass_with():
+    pinned = (ROOT / "constraints-min.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in pinned if line and not line.startswith("#"))
+    floors = dict(re.findall(r'^    "([\w-]+)>=([\d.]+)",$', PYPROJECT, re.MULTILINE))
+    extras = re.findall(r"^(?:peft|demo) = \[(.+)\]$", PYPROJECT, re.MULTILINE)
+    floors |= dict(re.findall(r'"([\w-]+)>=([\d.]+)"', " ".join(extras)))
+    of_tests_alone = PYPROJECT.partition("\ntest = [")[2].partition("]\n\n")[0]
+    floors = {name: floor for name, floor in floors.items() if f'"{name}>=' not in of_tests_alone}
+    assert floors.keys() - pins.keys() == {"torch"}  # constraints-min.txt says why
+    assert pins.keys() <= floors.keys()
+
+    def release(version):
+        numbers = [int(number) for number in version.split(".")]
+        return numbers + [0] * (3 - len(numbers))
+
+    assert {name: release(pin) for name, pin in pins.items()} == {name: release(floors[name]) for name in pins}

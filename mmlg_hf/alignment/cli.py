@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from ..saving import check_writable
+from ..shell.printing import AsJson, console, print_json, stdout_for_json
 
 EPILOG = (
     "Example: mmlg align google/vit-base-patch16-224 sentence-transformers/all-MiniLM-L6-v2 --text-pooling mean "
@@ -45,14 +47,16 @@ def align(
     vision_revision: Revision = None,
     text_revision: Revision = None,
     seed: Annotated[int, typer.Option(help="Seeds everything that is drawn.")] = 42,
+    as_json: AsJson = False,
 ) -> None:
     """Align an image encoder and a text encoder with LilT, or another recipe, and save what was trained."""
+    check_writable(output)
     from transformers import TrainingArguments, set_seed
-    from transformers.trainer_utils import get_last_checkpoint
 
     from ..data import find_columns, load_image_text, processor_key
     from ..data.identity import PROCESSING_VERSION, begin_run, fingerprint_data, fingerprint_model
     from ..data.texts import longest_text
+    from ..training.resuming import last_checkpoint
     from ..training.trainer import ContrastiveTrainer, ImageTextCollator
     from .joining import align as join
     from .joining import load_processor
@@ -91,7 +95,7 @@ def align(
         report_to="none",
         seed=seed,
     )
-    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    checkpoint = last_checkpoint(output)
     settings = {
         "processing_version": PROCESSING_VERSION,
         "seed": seed,
@@ -111,18 +115,23 @@ def align(
         "max_steps": max_steps,
     }
     begin_run(output / "align.json", settings, goes_on=checkpoint is not None)
-    model.print_trainable_parameters()
-    before = _retrieval(model, held_out, processor, columns)
     max_length = longest_text(processor.tokenizer, model.config.text_config)
     collator = ImageTextCollator(processor, max_length=max_length, **columns)
-    trainer = ContrastiveTrainer(model, args, train_dataset=rows, data_collator=collator)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    model.save_pretrained(output, trained_only=False if whole else None)
-    processor.save_pretrained(output)
-    write_card(output, model.config, repo_id=str(output))
-    _show(before, _retrieval(model, held_out, processor, columns))
-    megabytes = (output / "model.safetensors").stat().st_size / 1e6
-    Console().print(f"{output} holds the aligned pair: {megabytes:.1f} MB of weights. Load it with AutoModel.")
+    with stdout_for_json(as_json):
+        model.print_trainable_parameters()
+        before = _retrieval(model, held_out, processor, columns)
+        trainer = ContrastiveTrainer(model, args, train_dataset=rows, data_collator=collator)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        model.save_pretrained(output, trained_only=False if whole else None)
+        processor.save_pretrained(output)
+        write_card(output, model.config, repo_id=str(output))
+        after = _retrieval(model, held_out, processor, columns)
+    size = (output / "model.safetensors").stat().st_size
+    if as_json:
+        print_json({"output": str(output), "bytes": size, "retrieval": {"before": before, "after": after}})
+        return
+    _show(before, after)
+    console.print(f"{output} holds the aligned pair: {size / 1e6:.1f} MB of weights. Load it with AutoModel.")
 
 
 def _retrieval(model: Any, rows: Any, processor: Any, columns: dict[str, Any]) -> dict[str, float]:
@@ -140,4 +149,4 @@ def _show(before: dict[str, float], after: dict[str, float]) -> None:
         table.add_column(title, justify="right")
     for name, value in after.items():
         table.add_row(name, f"{before[name]:.4g}", f"{value:.4g}")
-    Console().print(table)
+    console.print(table)

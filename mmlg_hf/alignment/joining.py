@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoImageProcessor,
     AutoTokenizer,
     PreTrainedModel,
     VisionTextDualEncoderProcessor,
 )
 
+from ..checkpoints import AutoImageProcessor
 from ..data.texts import check_tokenizer, pads_to_one_length
 from ..errors import LearngeneError, first_line
 from .dual_encoder import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE, DualEncoderConfig, DualEncoderModel

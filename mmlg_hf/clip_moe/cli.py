@@ -1,18 +1,19 @@
 """`mmlg moe`: make a CLIP mixture of experts in three steps, each a command."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ..errors import LearngeneError, first_line
+from ..saving import check_writable, whole_folder
+from ..shell.printing import AsJson, console, print_json, stdout_for_json
 
 app = typer.Typer(
     help="Turn a CLIP into a mixture of experts: diversify, then upcycle, then train-router.", no_args_is_help=True
 )
-console = Console()
 
 Data = Annotated[str, typer.Option(help="Image-text dataset: a Hub id, or a folder in datasets format.")]
 Split = Annotated[str, typer.Option(help="Split of the dataset.")]
@@ -45,8 +46,10 @@ def diversify(
     text_column: TextColumn = None,
     limit: Limit = None,
     seed: Seed = 42,
+    as_json: AsJson = False,
 ) -> None:
     """Fine-tune diversified experts of a CLIP: one stage for each, on clusters of the stages before."""
+    check_writable(output)
     from .diversification import DiversifyArguments
     from .diversification import diversify as run
 
@@ -58,8 +61,13 @@ def diversify(
         label_smoothing_factor=label_smoothing,
         **_training(output, batch_size, learning_rate, epochs, max_steps, seed),
     )
-    experts = run(base, rows, args, processor=processor)
-    _show_stages(output)
+    with stdout_for_json(as_json):
+        experts = run(base, rows, args, processor=processor)
+    stages = _stages(output)
+    if as_json:
+        print_json({"experts": [str(expert) for expert in experts], "stages": stages})
+        return
+    _show_stages(stages)
     console.print(f"{len(experts)} experts in {output}. Next: mmlg moe upcycle {base} --experts {output} --output ...")
 
 
@@ -71,16 +79,23 @@ def upcycle(
     expert: Annotated[list[str] | None, typer.Option(help="One expert, a folder or Hub id; can be repeated.")] = None,
     num_experts_per_tok: Annotated[int, typer.Option(min=1, help="Experts that process one token.")] = 2,
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Assemble a CLIP and its fine-tunes into one mixture of experts, with new routers."""
+    check_writable(output)
     from .upcycling import count_parameters
     from .upcycling import upcycle as run
 
     given = [*_experts_in(experts), *(expert or [])]
     mixture = run(base, given, num_experts_per_tok=num_experts_per_tok, seed=seed)
-    mixture.save_pretrained(output)
-    _processor(base).save_pretrained(output)
+    processor = _processor(base)
+    with whole_folder(output) as folder:
+        mixture.save_pretrained(folder)
+        processor.save_pretrained(folder)
     counts = count_parameters(mixture)
+    if as_json:
+        print_json({"output": str(output), "experts": len(given) + 1, "parameters": counts})
+        return
     console.print(
         f"{len(given) + 1} experts, {num_experts_per_tok} for each token: {counts['total']:,} parameters, "
         f"{counts['active']:,} active. Next: mmlg moe train-router {output} --data ... --output ..."
@@ -91,7 +106,7 @@ def upcycle(
 def train_router(
     mixture: Annotated[str, typer.Argument(help="The mixture: a folder or Hub id with model and processor.")],
     data: Data,
-    output: Annotated[Path, typer.Option(help="Folder of the trained mixture.")],
+    output: Annotated[Path, typer.Option(help="Folder of the trained mixture; run again to go on.")],
     train_experts: Annotated[bool, typer.Option(help="Also train the experts, as copies of one MLP need.")] = False,
     batch_size: BatchSize = 128,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-6,
@@ -102,8 +117,11 @@ def train_router(
     text_column: TextColumn = None,
     limit: Limit = None,
     seed: Seed = 42,
+    as_json: AsJson = False,
 ) -> None:
     """Train the routers of a mixture, and plot how its experts are used."""
+    check_writable(output)
+    from ..training.resuming import last_checkpoint
     from .router_training import RouterArguments
     from .router_training import train_router as run
 
@@ -111,7 +129,13 @@ def train_router(
     args = RouterArguments(
         train_experts=train_experts, **_training(output, batch_size, learning_rate, epochs, max_steps, seed)
     )
-    run(mixture, rows, args, processor=processor)
+    with stdout_for_json(as_json):
+        goes_on = last_checkpoint(output) is not None
+        run(mixture, rows, args, processor=processor, resume_from_checkpoint=goes_on)
+    if as_json:
+        usage = json.loads((output / "expert_usage.json").read_text(encoding="utf-8"))
+        print_json({"output": str(output), "expert_usage": usage})
+        return
     console.print(f"The mixture is in {output}, the usage of its experts in {output / 'expert_usage.png'}")
 
 
@@ -166,12 +190,13 @@ def _experts_in(folder: Path | None) -> list[str]:
     return [str(path.parent / "expert") for path in found]
 
 
-def _show_stages(folder: Path) -> None:
-    import json
+def _stages(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads((Path(expert).parent / "stage.json").read_text()) for expert in _experts_in(folder)]
 
+
+def _show_stages(stages: list[dict[str, Any]]) -> None:
     table = Table("stage", "clusters", "smallest", "largest", "pairs dropped", "steps", "seconds")
-    for expert in _experts_in(folder):
-        stage = json.loads((Path(expert).parent / "stage.json").read_text())
+    for stage in stages:
         sizes, dropped = stage["sizes"], f"{stage['dropped']} ({stage['dropped_share']:.1%})"
         cells = (stage["stage"], len(sizes), sizes[-1], sizes[0], dropped, stage["steps"], round(stage["seconds"]))
         table.add_row(*map(str, cells))

@@ -109,7 +109,10 @@ class CLIPMoEConfig(CLIPConfig):
                 setattr(self, name, config_class(**((given or {}) | routing)))
             elif routing:
                 _set_routing(given, **routing)
-        super().__post_init__(**kwargs)
+        for legacy in ("text_config_dict", "vision_config_dict"):
+            kwargs.pop(legacy, None)
+        # Past `CLIPConfig`'s own, which in transformers 5.13 makes stock configs of both encoders' again.
+        super(CLIPConfig, self).__post_init__(**kwargs)
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation: both encoders route alike."""

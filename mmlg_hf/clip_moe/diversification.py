@@ -17,12 +17,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import CLIPModel, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint, has_length
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from ..data.identity import begin_run, fingerprint_model
 from ..errors import LearngeneError, first_line
-from ..saving import whole_file, whole_folder, write_json
+from ..saving import check_writable, whole_file, whole_folder, write_json
+from ..training.resuming import last_checkpoint
 from ..training.trainer import ContrastiveTrainer, ImageTextCollator
 from .clusters import ClusterReport, ClusterSampler, accumulate, cluster_pairs, embed_pairs, report_clusters
 from .plots import plot_clusters
@@ -110,6 +111,7 @@ def diversify(
         LearngeneError: a base that is a mixture or damaged, fewer pairs than clusters, clusters too small for a batch,
             a stream, or a folder that holds a run with other settings (naming the first).
     """
+    check_writable(args.output_dir)
     dense = load_dense_clip(base, dtype=torch.float32)
     if dense.dtype != torch.float32:
         dense = copy.deepcopy(dense).float()
@@ -225,7 +227,7 @@ def _train_stage(
     stage_args = copy.copy(args)
     stage_args.output_dir = str(folder / "trainer")
     trainer = DiversifyTrainer(model, stage_args, data_collator, dataset, cluster_labels=labels)
-    checkpoint = get_last_checkpoint(stage_args.output_dir) if Path(stage_args.output_dir).exists() else None
+    checkpoint = last_checkpoint(stage_args.output_dir)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         with whole_folder(folder / "expert") as ready:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint, has_length
+from transformers.trainer_utils import has_length
 
 from ..checkpoints import check_finite, load_model
 from ..data.identity import begin_run, check_same_run, fingerprint_model, read_run
 from ..errors import LearngeneError
-from ..saving import write_json
+from ..saving import check_writable, write_json
+from ..training.resuming import last_checkpoint
 from ..training.trainer import ContrastiveTrainer
 from .modeling_clip_moe import CLIPMoEModel
 from .plots import plot_expert_usage
@@ -145,6 +146,7 @@ def train_router(
         LearngeneError: if the model is no CLIP mixture of experts or is damaged, neither a processor nor a collator is
             given, or the checkpoint is of another run (naming the first setting that differs).
     """
+    check_writable(args.output_dir)
     if isinstance(model, (str, os.PathLike)):
         found = model_type_of(model)
         if found != "clip_moe":
@@ -168,7 +170,7 @@ def train_router(
     settings = _settings(model, dataset, args, trainer.data_collator)
     if checkpoint is not None:
         check_same_run(read_run(checkpoint.parent / RECORD), settings, checkpoint.parent)
-    begin_run(Path(args.output_dir) / RECORD, settings, goes_on=_last_checkpoint(args) is not None)
+    begin_run(Path(args.output_dir) / RECORD, settings, goes_on=last_checkpoint(args.output_dir) is not None)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
     history = usage_history(trainer.state.log_history)
@@ -183,17 +185,13 @@ def _checkpoint(args: RouterArguments, wanted: str | bool | None) -> Path | None
     """The checkpoint to go on from, None to start."""
     if not wanted:
         return None
-    found = _last_checkpoint(args) if wanted is True else wanted
+    found = last_checkpoint(args.output_dir) if wanted is True else wanted
     if found is None or not Path(found).is_dir():
         where = f"in {args.output_dir!r}" if wanted is True else f"{os.fspath(wanted)!r}"
         raise LearngeneError(
             f"there is no checkpoint {where} to go on from: leave resume_from_checkpoint out to start"
         )
     return Path(found)
-
-
-def _last_checkpoint(args: RouterArguments) -> str | None:
-    return get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
 
 
 def _settings(model: CLIPMoEModel, dataset: Any, args: RouterArguments, data_collator: Any) -> dict[str, Any]:

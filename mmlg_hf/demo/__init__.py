@@ -4,6 +4,8 @@ from .. import lazy_names
 
 _MODULE_OF = {
     "DemoSettings": "demo",
+    "classifier_sizes": "demo",
+    "make_classifier": "demo",
     "run_demo": "demo",
     "DIGITS": "digits",
     "digit_splits": "digits",

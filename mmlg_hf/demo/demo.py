@@ -19,7 +19,6 @@ import transformers
 from datasets import Dataset, DatasetDict
 from rich.console import Console
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageClassification,
     PrinterCallback,
     Trainer,
@@ -30,13 +29,13 @@ from transformers import (
 )
 
 from .. import __version__
-from ..checkpoints import quiet
+from ..checkpoints import AutoImageProcessor, quiet
 from ..data import process_images
 from ..descendants import bundled_learngenes, load_learngene
 from ..errors import LearngeneError, require
 from ..evaluation.classification import classification_metrics
 from ..evaluation.dual_encoders import evaluate_zero_shot
-from ..saving import whole_folder, write_json
+from ..saving import check_writable, whole_folder, write_json
 from ..training.trainer import ContrastiveTrainer
 from .digits import CAPTION, DIGITS, digit_splits
 from .report import DemoProgress, plot_curves, print_report
@@ -207,12 +206,13 @@ def run_demo(
         what `results.json` holds.
 
     Raises:
-        LearngeneError: if `output_dir` is a file, or the gene has no text side or no processor.
+        LearngeneError: if `output_dir` is a file or cannot be written, or the gene has no text side or no processor.
     """
     started = time.monotonic()
     output, settings, console = Path(output_dir), settings or DemoSettings(), console or Console()
     if output.exists() and not output.is_dir():
         raise LearngeneError(f"{str(output)!r} is a file: give a folder to write to")
+    check_writable(output)
     with quiet():
         gene = load_gene(learngene)
     with quiet(), DemoProgress(console) as progress:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -15,7 +14,7 @@ from transformers import (
 )
 
 from ..alignment import dual_encoder as _aligned_pairs  # noqa: F401  its classes register with transformers' auto classes
-from ..checkpoints import load_config, load_model, quiet
+from ..checkpoints import AutoImageProcessor, load_config, load_model, quiet
 from ..clip_moe import modeling_clip_moe as _mixtures  # noqa: F401  likewise
 from ..descendants import locate_learngene
 from ..errors import LearngeneError, first_line

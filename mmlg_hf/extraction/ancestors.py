@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoProcessor,
     CLIPForImageClassification,
     CLIPModel,
@@ -27,7 +26,7 @@ from transformers import (
     ViTModel,
 )
 
-from ..checkpoints import check_finite, load_config, load_model
+from ..checkpoints import AutoImageProcessor, check_finite, load_config, load_model
 from ..configuration_learngene import LearngeneConfig
 from ..data import processor_key
 from ..data.identity import PROCESSING_VERSION, fingerprint_data, fingerprint_model

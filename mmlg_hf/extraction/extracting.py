@@ -18,6 +18,7 @@ from ..data.texts import check_tokenizer, longest_text
 from ..errors import LearngeneError, first_line
 from ..families import family_of
 from ..modeling_learngene import LearngeneForImageClassification, LearngeneMixin, LearngeneModel
+from ..saving import check_writable
 from ..training.batches import check_rows
 from ..training.trainer import ImageTextCollator
 from .ancestors import (
@@ -84,6 +85,7 @@ def extract_learngene(
     args = args if args is not None else ExtractionArguments("learngene")
     if not isinstance(args, ExtractionArguments):
         raise LearngeneError(f"args is a {type(args).__name__}: give ExtractionArguments")
+    check_writable(args.output_dir)
     model = load_ancestor(ancestor, revision)
     check_extracted(model)
     described = describe_ancestor(model, model.num_parameters())

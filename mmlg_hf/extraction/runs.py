@@ -18,13 +18,13 @@ from ..data import processor_key
 from ..data.identity import PROCESSING_VERSION, check_same_run, fingerprint_data
 from ..errors import LearngeneError, first_line
 from ..saving import write_json
+from ..training.resuming import STATE_FILE, is_complete, last_checkpoint
 from .ancestors import public_name
 from .arguments import ExtractionArguments
 
 logger = logging.get_logger(__name__)
 
 RUN_FILE = "extraction.json"
-_STATE_FILE = "trainer_state.json"  # a checkpoint's last file: one without it was cut off
 
 _OWN = [
     name for name in ExtractionArguments.__dataclass_fields__ if name not in TrainingArguments.__dataclass_fields__
@@ -99,7 +99,8 @@ def find_checkpoint(
     output = Path(args.output_dir)
     checkpoint: Path | None = None
     if resume is True:
-        checkpoint = _last_checkpoint(output)
+        last = last_checkpoint(output)
+        checkpoint = None if last is None else Path(last)
         if checkpoint is None and not (output / RUN_FILE).exists():
             raise LearngeneError(
                 f"{str(output)!r} holds no checkpoint to go on from: begin without resuming, or name its folder"
@@ -109,18 +110,12 @@ def find_checkpoint(
             logger.warning(f"{str(output)!r} holds no checkpoint yet: the run begins anew")
     elif resume:
         checkpoint = Path(os.fspath(resume))
-        if not (checkpoint / _STATE_FILE).is_file():
-            raise LearngeneError(f"{str(checkpoint)!r} is no complete checkpoint: it has no {_STATE_FILE}")
+        if not is_complete(checkpoint):
+            raise LearngeneError(f"{str(checkpoint)!r} is no complete checkpoint: it has no whole {STATE_FILE}")
         _check_run(checkpoint.parent, checkpoint, run)
     if checkpoint is not None:
         _check_length(args, checkpoint)
     return None if checkpoint is None else str(checkpoint)
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
-    complete = {path: int(step) for path, step in steps.items() if step.isdigit() and (path / _STATE_FILE).is_file()}
-    return max(complete, key=lambda path: complete[path], default=None)
 
 
 def _check_run(folder: Path, checkpoint: Path | None, run: Mapping[str, Any]) -> None:
@@ -135,7 +130,7 @@ def _check_run(folder: Path, checkpoint: Path | None, run: Mapping[str, Any]) ->
 
 
 def _check_length(args: ExtractionArguments, checkpoint: Path) -> None:
-    state = _read_json(checkpoint / _STATE_FILE)
+    state = _read_json(checkpoint / STATE_FILE)
     for name, wanted, done in (
         ("max_steps", args.max_steps, state.get("global_step")),
         ("num_train_epochs", args.num_train_epochs, state.get("epoch")),

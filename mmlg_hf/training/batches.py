@@ -1,5 +1,6 @@
 """A Trainer whose batches are all of one size, of streams too, and whose evaluation leaves training as it was."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from ..errors import LearngeneError
+from .resuming import last_checkpoint
 
 
 class WholeBatches(IterableDataset):
@@ -73,6 +75,7 @@ class WholeBatchTrainer(Trainer):
       whole batches only, and every process reads the stream itself: a batch need not be of tensors alone.
     - Data without one complete batch are refused.
     - Evaluation neither changes nor depends on the random state of training.
+    - A loss, or a weight to be saved, that is NaN or infinity stops the run: the last good checkpoint is kept.
     """
 
     # The loss is a mean over one batch: the Trainer must divide it by the accumulation steps.
@@ -82,9 +85,13 @@ class WholeBatchTrainer(Trainer):
         args = TrainingArguments("tmp_trainer") if args is None else args  # as the stock Trainer has it
         args.remove_unused_columns = False
         args.dataloader_drop_last = True
+        if not math.isfinite(args.learning_rate):
+            raise LearngeneError(f"learning_rate is {args.learning_rate}: it takes a finite number")
         # The first process would send the others parts of its batches, whose texts have different lengths.
         args.accelerator_config.dispatch_batches = False  # before the accelerator is built from it
         super().__init__(model, args, *others, **kwargs)
+        # The same for releases that know no `loss_is_scaled_for_ga`, and take a model with **kwargs to scale its loss.
+        self.model_accepts_loss_kwargs = False
 
     def contrasts_rows(self) -> bool:
         """Whether the loss contrasts the rows of a batch with each other, so that one row teaches nothing."""
@@ -122,6 +129,30 @@ class WholeBatchTrainer(Trainer):
         if self.state.global_step == 0:
             raise too_few("fewer rows", "training", self._train_batch_size, num_batches)
         return [], count
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Take the stock step; a loss that is no number stops the run before the weights are changed by it."""
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss).all():
+            raise LearngeneError(
+                f"the loss became {loss.item()} at step {self.state.global_step + 1}: look for values in the data "
+                f"that are not finite, or lower the learning rate ({self._told_of_checkpoints()})"
+            )
+        return loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, unless a weight became NaN or infinity: then nothing is written."""
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter.detach()).all():
+                raise LearngeneError(
+                    f"{name} is no longer finite after step {self.state.global_step}, so the model is not saved: "
+                    f"lower the learning rate ({self._told_of_checkpoints()})"
+                )
+        super().save_model(output_dir, _internal_call)
+
+    def _told_of_checkpoints(self) -> str:
+        kept = last_checkpoint(self.args.output_dir)
+        return f"the last good checkpoint is {kept!r}" if kept else "there is no checkpoint yet"
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Run the stock loop from the seed of `args`, then put torch's random state back as it was."""

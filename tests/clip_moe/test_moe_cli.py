@@ -51,7 +51,7 @@ def test_experts_can_be_named_one_by_one(folder):
         (["upcycle", "{}/base", "--experts", "{}/pairs", "--output", "{}/out"], "no finished stage"),
         (
             ["upcycle", "{}/base", "--expert", "{}/base", "--num-experts-per-tok", "5", "--output", "{}/out"],
-            "num_experts_per_tok is 5",
+            "--num-experts-per-tok is 5",
         ),
         (["diversify", "{}/bare", "--data", "{}/pairs", "--output", "{}/out"], "no processor"),
         (["diversify", "{}/base", "--data", "{}/nowhere", "--output", "{}/out"], "cannot load the dataset"),

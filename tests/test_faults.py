@@ -1,0 +1,408 @@
+"""What a machine does to a run: full disks, folders that cannot be written, kills, Ctrl-C, numbers that are none."""
+
+import json
+import math
+import os
+import re
+import resource
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from pico import pico_clip, pico_pairs, pico_processor
+from pico_genes import multimodal_gene
+from safetensors.torch import load_file
+from transformers import TrainingArguments
+from typer.testing import CliRunner
+
+from mmlg_hf import ContrastiveTrainer, LearngeneError
+from mmlg_hf.cli import app
+from mmlg_hf.data.pictures import read_image
+from mmlg_hf.errors import OutputError
+from mmlg_hf.saving import check_writable
+from mmlg_hf.shell.failing import name_options
+from mmlg_hf.training.resuming import last_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders with a gene, a CLIP and a labelled dataset."""
+    root = tmp_path_factory.mktemp("faults")
+    gene = multimodal_gene()
+    gene.processor = pico_processor()
+    gene.save_pretrained(root / "gene")
+    pico_clip().save_pretrained(root / "clip")
+    pico_processor().save_pretrained(root / "clip")
+    pico_pairs(16, labels=True).save_to_disk(root / "pairs")
+    return root
+
+
+def run(*words):
+    return CliRunner().invoke(app, list(map(str, words)))
+
+
+def sentence(result, code):
+    """The sentence on stderr of a command that ended with this exit code."""
+    assert result.exit_code == code, (result.output, result.exception)
+    assert "Traceback" not in result.stderr
+    return result.stderr.strip().splitlines()[-1]
+
+
+def commands(root, output):
+    """Every command that writes a folder, short of what would make it run for long."""
+    data = ("--data", root / "pairs")
+    return {
+        "extract": ("extract", root / "clip", *data, "--output", output),
+        "descend": ("descend", root / "gene", "--output", output),
+        "demo": ("demo", "--output-dir", output),
+        "evaluate": ("evaluate", root / "clip", *data, "--task", "retrieval", "--output", output / "figures.json"),
+        "align": ("align", root / "clip", root / "clip", *data, "--output", output),
+        "diversify": ("moe", "diversify", root / "clip", *data, "--output", output),
+        "upcycle": ("moe", "upcycle", root / "clip", "--expert", root / "clip", "--output", output),
+        "train-router": ("moe", "train-router", root / "clip", *data, "--output", output),
+    }
+
+
+WRITERS = list(commands(Path(), Path()))
+
+
+# --- where it can be known, before the long work ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_an_output_under_a_file_is_refused_at_once(folders, tmp_path, command):
+    (tmp_path / "mine.txt").write_text("mine")
+    result = run(*commands(folders, tmp_path / "mine.txt" / "out")[command])
+    assert f"{str(tmp_path / 'mine.txt')!r} is no folder" in sentence(result, 1)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_folder_that_may_not_be_written_is_refused_at_once(folders, tmp_path, command, monkeypatch):
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr("mmlg_hf.saving.tempfile.TemporaryFile", refuse)
+    told = sentence(run(*commands(folders, tmp_path / "out")[command]), 1)
+    assert told.endswith(f"cannot be written: Permission denied in {str(tmp_path)!r}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_by_the_look_at_an_output_that_can_be_written(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    check_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_told_before_the_work(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="Permission denied"):
+        check_writable(tmp_path / "out")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KB, where this process may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_full_disk_is_told_before_the_work(folders, small_disk, command):
+    (small_disk / "mine").write_bytes(bytes(220_000))
+    told = sentence(run(*commands(folders, small_disk / "out")[command]), 1)
+    assert f"No space left on device in {str(small_disk)!r}" in told
+    assert [path.name for path in small_disk.iterdir()] == ["mine"]
+
+
+def test_a_save_that_is_cut_off_shows_no_half_file_under_its_final_name(tmp_path, no_file_above):
+    gene = multimodal_gene()
+    gene.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    no_file_above(20_000)
+    with pytest.raises(Exception, match="File too large"):
+        gene.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_read_only_disk_is_told_before_the_work(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(OutputError, match="Read-only file system"):
+        check_writable(small_disk / "out")
+
+
+@pytest.fixture
+def no_file_above():
+    """Lets no file of this process become larger than so many bytes, as on a disk that fills up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("command", ["descend", "upcycle"])
+def test_a_disk_that_fills_while_a_model_is_saved_leaves_nothing_and_is_told(
+    folders, tmp_path, no_file_above, command
+):
+    no_file_above(70_000)  # more than the look before the work, less than the weights
+    result = run(*commands(folders, tmp_path / "out")[command])
+    assert sentence(result, 1).startswith("Error: cannot write")
+    assert "File too large" in sentence(result, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_while_a_checkpoint_is_saved_keeps_the_one_before(tmp_path, no_file_above):
+    trainer = contrastive(tmp_path, max_steps=2)
+    trainer.train()
+    kept = sum(path.stat().st_size for path in (tmp_path / "run" / "checkpoint-2").iterdir())
+    no_file_above(70_000)
+    trainer.args.max_steps = 4
+    with pytest.raises(Exception, match="File too large|file write failed|PytorchStreamWriter"):
+        trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path / "run"))
+    assert last_checkpoint(tmp_path / "run").endswith("checkpoint-2")
+    assert sum(path.stat().st_size for path in (tmp_path / "run" / "checkpoint-2").iterdir()) == kept
+
+
+# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "how", "target"),
+    [
+        ("extract", "the same command again with --resume", "mmlg_hf.extraction.extracting.extract_learngene"),
+        ("descend", "nothing half-written was left", "mmlg_hf.descendants.from_learngene"),
+        ("demo", "nothing half-written was left", "mmlg_hf.demo.demo.run_demo"),
+        ("align", "the same command again, which goes on", "mmlg_hf.alignment.joining.align"),
+        ("diversify", "the last finished stage", "mmlg_hf.clip_moe.diversification.diversify"),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on(folders, tmp_path, monkeypatch, command, how, target):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(target, interrupt)
+    told = sentence(run(*commands(folders, tmp_path / "out")[command]), 130)
+    assert told.startswith("Stopped")
+    assert how in told
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_sentences_speak_of_options():
+    options = {"num_labels": "--num-labels", "depth": "--depth", "data": "--data", "max_steps": "--max-steps"}
+    told = {
+        "num_labels is 0: it takes 1": "--num-labels is 0: it takes 1",
+        "depth is 0: it takes 1, or None for the gene's own": "--depth is 0: it takes 1, or leave it out for the "
+        "gene's own",
+        "the data is a stream: set max_steps": "the data is a stream: set --max-steps",
+        "there is no folder 'num_labels'": "there is no folder 'num_labels'",
+        'rows, or pass on_bad_image="skip" to go on': "rows, or give --skip-bad-images to go on",
+        "--max_steps is set": "--max_steps is set",
+    }
+    assert {said: name_options(said, options) for said in told} == told
+
+
+def test_a_field_of_an_extraction_is_named_as_its_option(folders, tmp_path):
+    words = (*commands(folders, tmp_path / "out")["extract"], "--use_cpu", "--report_to", "none")
+    assert sentence(run(*words, "--num_unimodal_blocks", "-1"), 2).startswith("Error: --num_unimodal_blocks is -1")
+
+
+def test_the_version_is_printed():
+    result = run("--version")
+    assert result.exit_code == 0
+    assert re.match(r"mmlg_hf \d\S+ \(Python 3\.\d+\.\d+, transformers \d\S+, torch \d\S+\)$", result.stdout)
+
+
+def test_shell_completion_can_be_shown():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    command = [sys.executable, "-c", "from mmlg_hf.cli import main; main()", "--show-completion", "bash"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert "_MMLG_COMPLETE=complete_bash" in done.stdout, done.stderr
+
+
+def test_evaluate_prints_json_alone(folders):
+    result = run("evaluate", folders / "clip", "--data", folders / "pairs", "--task", "retrieval", "--json")
+    assert json.loads(result.stdout)["rows"] == 16
+
+
+@pytest.mark.parametrize("command", ["demo", "align", "moe diversify", "moe upcycle", "moe train-router"])
+def test_a_command_with_a_table_has_json(command):
+    assert "--json" in run(*command.split(), "--help").stdout
+
+
+def test_growing_in_memory_prints_nothing(capfd):
+    multimodal_gene().descendant(1, 16, "image", num_labels=2)
+    assert capfd.readouterr() == ("", "")
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def contrastive(tmp_path, **settings):
+    settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-3, "max_steps": 6, **settings}
+    args = TrainingArguments(
+        str(tmp_path / "run"), per_device_train_batch_size=4, report_to="none", use_cpu=True, disable_tqdm=True,
+        logging_strategy="no", **settings,
+    )  # fmt: skip
+    return ContrastiveTrainer(pico_clip(), args, train_dataset=pico_pairs(32), processing_class=pico_processor())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_keeps_the_last_checkpoint(
+    tmp_path, value, monkeypatch
+):
+    trainer = contrastive(tmp_path)
+    stock = trainer.compute_loss
+
+    def compute_loss(*args, **kwargs):
+        return stock(*args, **kwargs) * (value if trainer.state.global_step == 2 else 1.0)
+
+    monkeypatch.setattr(trainer, "compute_loss", compute_loss)
+    with pytest.raises(LearngeneError, match=rf"the loss became {value} at step 3: .*checkpoint-2'"):
+        trainer.train()
+    assert last_checkpoint(tmp_path / "run").endswith("checkpoint-2")
+    kept = pico_clip().from_pretrained(tmp_path / "run" / "checkpoint-2")
+    assert all(torch.isfinite(weight).all() for weight in kept.parameters())
+
+
+def test_weights_that_became_nan_are_not_saved(tmp_path):
+    trainer = contrastive(tmp_path)
+    trainer.train()
+    with torch.no_grad():
+        trainer.model.visual_projection.weight[0, 0] = math.nan
+    with pytest.raises(LearngeneError, match="visual_projection.weight is no longer finite after step 6"):
+        trainer.save_model(str(tmp_path / "final"))
+    assert not (tmp_path / "final").exists()
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf])
+def test_a_learning_rate_that_is_no_number_is_refused(tmp_path, rate):
+    with pytest.raises(LearngeneError, match=f"learning_rate is {rate}"):
+        contrastive(tmp_path, learning_rate=rate)
+
+
+def test_a_learning_rate_of_a_denormal_number_changes_nothing(tmp_path):
+    trainer = contrastive(tmp_path, learning_rate=5e-324, weight_decay=0.0, max_steps=1)
+    trainer.train()
+    before = pico_clip().state_dict()
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.state_dict().items())
+
+
+# --- half-written checkpoints ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [None, "", '{"global_step": 3, "log_hi', "[]"])
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path, state):
+    for step in (2, 3, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text('{"global_step": 2}')
+    if state is not None:
+        (tmp_path / "checkpoint-10" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
+# --- kills -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_nothing_half_written_and_going_on_gives_the_same_weights(tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "soak" / "kills.py"), "--kills", "10", "--seed", "7"]
+    done = subprocess.run([*command, "--work", tmp_path], capture_output=True, text=True, check=False)
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(rows) == 10
+    assert [row for row in rows if row["half_written"] or not row["same_result"]] == []
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def peak_growth(action):
+    """How many bytes the most memory of this process grew by meanwhile."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    action()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def test_a_picture_of_50000_by_50000_is_refused_without_its_pixels():
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    picture = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000)))
+
+    def read():
+        with pytest.raises(LearngeneError, match="row 3 cannot be read"):
+            read_image({"bytes": picture, "path": None}, "row 3")
+
+    assert peak_growth(read) < 200e6
+
+
+def test_a_weight_file_that_names_terabytes_is_refused(tmp_path):
+    gene = multimodal_gene()
+    gene.save_pretrained(tmp_path)
+    header = {"logit_scale": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}
+    text = json.dumps(header).encode()
+    for path in tmp_path.glob("model-*.safetensors"):
+        path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(64))
+
+    def load():
+        with pytest.raises(LearngeneError):
+            type(gene).from_pretrained(tmp_path)
+
+    assert peak_growth(load) < 200e6
+
+
+# --- two at once -----------------------------------------------------------------------------------------------------
+
+EXTRACT = """
+import sys
+from mmlg_hf import ExtractionArguments, extract_learngene
+root, output, cache = sys.argv[1:]
+args = ExtractionArguments(output, ancestor_cache_dir=cache, max_steps=1, per_device_train_batch_size=4, use_cpu=True,
+                           report_to="none")
+extract_learngene(f"{root}/clip", f"{root}/pairs", args)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_fill_one_cache_folder(folders, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    outputs = [tmp_path / "one", tmp_path / "two"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", EXTRACT, str(folders), str(output), str(tmp_path / "cache")],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for output in outputs
+    ]  # fmt: skip
+    for process in both:
+        _, told = process.communicate()
+        assert process.returncode == 0, told[-3000:]
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
+    for name in ("model-shared.safetensors", "model-image.safetensors", "model-text.safetensors"):
+        one, two = (load_file(output / name) for output in outputs)
+        assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
+
+
+# --- the table in the documentation ----------------------------------------------------------------------------------
+
+
+def test_behind_each_line_of_the_table_of_faults_stands_a_test():
+    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\|.*\| `(test_\w+)` \|$", page, re.MULTILINE)
+    assert len(named) >= 15
+    assert [name for name in named if not callable(globals().get(name))] == []
