@@ -9,6 +9,7 @@ import pytest
 import torch
 from pico import pico_image, pico_processor
 from pico_exports import LABELS, MAKERS, save
+from PIL import Image
 from typer.testing import CliRunner
 
 from mmlg_hf import LearngeneError
@@ -322,3 +323,15 @@ def test_a_model_without_a_processor_is_refused(folders, tmp_path):
     load_exportable(folders("clip")).model.save_pretrained(tmp_path / "bare")
     with pytest.raises(LearngeneError, match="has no processor stored with it"):
         export_model(tmp_path / "bare", tmp_path / "out", "torch")
+
+
+def test_what_is_told_of_pictures_makes_them_ready_without_the_processor():
+    source = load_exportable("mmlg-fashion-48@2x64", modality="image")
+    processor = source.processor.image_processor
+    steps = normalisation(processor)
+    picture = Image.radial_gradient("L").convert("RGB")
+    side = steps["size"]["height"]
+    pixels = np.asarray(picture.resize((side, side), Image.Resampling[steps["resample"].upper()]))
+    made = ((pixels * steps["rescale"] - steps["mean"]) / steps["std"]).transpose(2, 0, 1)
+    expected = processor([picture], return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(made, expected, atol=1e-5)
