@@ -17,6 +17,7 @@ from .alignment.cli import EPILOG as ALIGN_EPILOG
 from .alignment.cli import align
 from .clip_moe.cli import app as clip_moe_app
 from .errors import LearngeneError
+from .export.cli import COMPARE_EPILOG, EXPORT_EPILOG, compare, export
 from .saving import check_writable, whole_folder, write_json
 from .shell.failing import FIELDS, ErrorsInOneSentence
 from .shell.printing import AsJson, console, print_json, say, stdout_for_json
@@ -397,6 +398,8 @@ def demo(
 
 
 app.command(epilog=ALIGN_EPILOG)(align)
+app.command(epilog=EXPORT_EPILOG)(export)
+app.command(epilog=COMPARE_EPILOG)(compare)
 app.add_typer(clip_moe_app, name="moe")
 
 

@@ -24,6 +24,7 @@ STAGES = (
     {"inspection", "extraction", "evaluation"},
     {"cards"},
     {"alignment", "clip_moe", "demo"},
+    {"export"},
     {"cli", "__main__"},
     {"upload"},
 )

@@ -1,0 +1,74 @@
+"""Inputs to export with, to verify with and to time: some always the same, others drawn at random."""
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.texts import encode_texts, longest_text, text_config_of
+from ..errors import LearngeneError
+from ..evaluation.measuring import image_inputs, part_of, tokenizer_for
+
+_TEXT = "a photo of some red shoes on white, beside two blue shirts and an old watch"
+
+
+class Inputs:
+    """Makes inputs of a model through its own processor, as tensors by name.
+
+    Args:
+        model: whose inputs they are.
+        processor: with an image processor, a tokenizer or both, as the model needs them.
+    """
+
+    def __init__(self, model: Any, processor: Any):
+        self.model = model
+        self.processor = processor
+
+    def make(self, taken: tuple[str, ...], count: int, seed: int | None = None) -> dict[str, Tensor]:
+        """`count` pictures, texts or both; the same ones for None, others for a seed."""
+        made: dict[str, Tensor] = {}
+        if "texts" in taken:
+            made |= self.texts(count, seed)
+        if "pictures" in taken:
+            made |= self.pictures(count, seed)
+        return made
+
+    def pictures(self, count: int, seed: int | None = None) -> dict[str, Tensor]:
+        """`pixel_values` [count, C, H, W] of shaded pictures, or of noise."""
+        pictures = []
+        for index in range(count):
+            shades = Image.linear_gradient("L").rotate(90 * index)
+            other = Image.radial_gradient("L")
+            pictures.append(Image.merge("RGB", (shades, other, shades.rotate(180))))
+        image_processor = part_of(self.processor, "image_processor")
+        pixels = image_inputs(image_processor, pictures, 0)["pixel_values"]
+        if seed is not None:
+            pixels = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed))
+        return {"pixel_values": pixels.float()}
+
+    def texts(self, count: int, seed: int | None = None) -> dict[str, Tensor]:
+        """`input_ids` and, where the model takes one, `attention_mask` [count, T] of texts of several lengths."""
+        tokenizer = tokenizer_for(self.model, self.processor)
+        words = _TEXT.split()
+        texts = [" ".join(words[: 2 + (5 * index) % len(words)]) for index in range(count)]
+        encoded = encode_texts(tokenizer, texts, text_config_of(self.model))
+        made = {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
+        if seed is not None:
+            made["input_ids"] = _other_tokens(made["input_ids"], tokenizer, seed)
+        return made
+
+    @property
+    def longest_text(self) -> int | None:
+        """Most tokens that a text may have; None where nothing sets a limit."""
+        return longest_text(tokenizer_for(self.model, self.processor), text_config_of(self.model))
+
+
+def _other_tokens(ids: Tensor, tokenizer: Any, seed: int) -> Tensor:
+    """Replace all but the special tokens by random ones that are none of these."""
+    special = torch.tensor(sorted(tokenizer.all_special_ids))
+    ordinary = torch.tensor(sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)))
+    if not len(ordinary):
+        raise LearngeneError("the tokenizer has nothing but special tokens: it is damaged")
+    drawn = torch.randint(len(ordinary), ids.shape, generator=torch.Generator().manual_seed(seed))
+    return torch.where(torch.isin(ids, special), ids, ordinary[drawn])
