@@ -38,8 +38,8 @@ def gather() -> None:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files of a folder that the site shows."""
-    return [path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES and ".template" not in path.name]
+    """The files of a folder that the site shows; a page.md is a template that a README is rendered from."""
+    return [path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES and path.name != "page.md"]
 
 
 def page(name: str, text: str) -> str:
