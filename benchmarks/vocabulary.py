@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from transformers import CLIPConfig, CLIPTokenizer
 
-from benchmarks.fashion import HUB_ID, environment
-from benchmarks.files import write_json
+from benchmarks.common.fashion import HUB_ID
+from benchmarks.common.results import environment
 from mmlg_hf.data import find_columns, load_image_text
 from mmlg_hf.extraction.vocabulary import read_corpus, trim_tokenizer
 from mmlg_hf.inspection import measure_size
+from mmlg_hf.saving import write_json
 
 RESULTS = Path(__file__).parent / "results" / "vocabulary.json"
 # Tokens and width of the token embedding.

@@ -121,7 +121,7 @@ def extract(
     --num_unimodal_blocks 2 --mixing chebyshev --muon_learning_rate 2e-3 --bf16 --save_steps 200 ...
     """
     if not resume:
-        _check_empty(output)
+        _check_empty(output, but="ancestor_outputs")  # kept by their content: a run that was killed early leaves them
     check_writable(output)
     from .extraction.extracting import extract_learngene
 
@@ -407,8 +407,9 @@ def _given(**kwargs: Any) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if value is not None}
 
 
-def _check_empty(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def _check_empty(folder: Path, but: str | None = None) -> None:
+    """Refuse a folder that holds anything, `but` for what is named."""
+    if folder.exists() and (not folder.is_dir() or any(path.name != but for path in folder.iterdir())):
         raise LearngeneError(f"{str(folder)!r} exists and is no empty folder: choose another, or remove it first")
 
 

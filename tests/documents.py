@@ -57,6 +57,7 @@ def stand_ins(folder):
         '"openai/clip-vit-base-patch32"': repr(str(folder / "clip")),
         '"google/vit-base-patch16-224"': repr(str(folder / "vit")),
         '"ashraq/fashion-product-images-small"': repr(str(folder / "data")),
+        "max_steps=2000, per_device_train_batch_size=256": "max_steps=2, per_device_train_batch_size=8",
         "max_steps=8000, per_device_train_batch_size=64": "max_steps=2, per_device_train_batch_size=8",
         "max_steps=200, per_device_train_batch_size=64": "max_steps=2, per_device_train_batch_size=8",
         "test_size=500": "test_size=8",

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -206,7 +207,7 @@ def test_an_output_that_holds_something_is_left_alone(folders, tmp_path):
 
 def test_a_write_that_fails_leaves_nothing_behind(folders, tmp_path, monkeypatch):
     def fail(self, folder, *args, **kwargs):
-        (folder / "half").write_text("half")
+        Path(folder, "half").write_text("half")
         raise OSError(28, "No space left on device", str(folder))
 
     monkeypatch.setattr(CLIPModel, "save_pretrained", fail)

@@ -66,7 +66,7 @@ ContrastiveTrainer(clip, args, train_dataset=pairs, processing_class=processor).
 print(evaluate_retrieval(clip, pairs, processor))
 clip.save_pretrained("clip")
 save_model_card("clip")
-import import mmlg_hf.clip_moe as moe
+import mmlg_hf.clip_moe as moe
 moe.upcycle(clip, [clip])
 assert not {"sklearn", "matplotlib", "peft"} & set(sys.modules)
 """,

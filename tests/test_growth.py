@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from pico_genes import MIXINGS, multimodal_gene
-from transformers import CLIPConfig
+from transformers import CLIPConfig, CLIPModel
 
 from mmlg_hf import LearngeneError, from_learngene, growth
 from mmlg_hf.expansion import LAYER_AXES, fill_layers, slice_norm_scale
@@ -137,7 +137,7 @@ def test_growing_copies_no_gene_and_loads_no_model(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("called")
 
-    monkeypatch.setattr(growth.CLIPModel, "from_pretrained", refuse)
+    monkeypatch.setattr(CLIPModel, "from_pretrained", refuse)
     monkeypatch.setattr(LearngeneModel, "__deepcopy__", refuse, raising=False)
     assert gene.descendant(1, 16).dtype == torch.float32
 

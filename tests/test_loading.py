@@ -378,7 +378,7 @@ def test_the_token_is_passed_on_as_the_caller_said(token, monkeypatch, folder):
         asked.append(keywords.get("token"))
         return folder, "0" * 40
 
-    monkeypatch.setattr("mmlg_hf.descendants.fetch_learngene", fetch)
+    monkeypatch.setattr("mmlg_hf.genes.fetch_learngene", fetch)
     monkeypatch.setattr("mmlg_hf.gene_files.fetch_learngene", fetch)
     from_learngene("someone/gene", 1, 8, token=token)
     load_learngene("someone/gene", token=token)
@@ -389,7 +389,7 @@ def test_the_token_is_passed_on_as_the_caller_said(token, monkeypatch, folder):
 def test_without_a_token_the_saved_one_is_taken(monkeypatch, folder):
     asked = []
     fetch = lambda name, **keywords: (asked.append(keywords.get("token")), (folder, "0" * 40))[1]  # noqa: E731
-    monkeypatch.setattr("mmlg_hf.descendants.fetch_learngene", fetch)
+    monkeypatch.setattr("mmlg_hf.genes.fetch_learngene", fetch)
     monkeypatch.setattr("mmlg_hf.gene_files.fetch_learngene", fetch)
     from_learngene("someone/gene", 1, 8)
     assert asked == [None, None]

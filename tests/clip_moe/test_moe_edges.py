@@ -429,5 +429,6 @@ def test_a_router_is_not_taken_up_from_nowhere_or_from_an_unknown_run(mixture, t
         with pytest.raises(LearngeneError, match="there is no checkpoint .* to go on from"):
             train_router(mixture, pairs, args, processor=processor, resume_from_checkpoint=resume)
     (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "trainer_state.json").write_text("{}")  # written last: the checkpoint is whole
     with pytest.raises(LearngeneError, match="router.json, which says what it was begun with, is missing"):
         train_router(mixture, pairs, routing(tmp_path), processor=processor, resume_from_checkpoint=True)
