@@ -4,13 +4,13 @@ Run as a program (by torchrun) this file is one of the two processes.
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from launching import launch
 from torch.nn import functional as F
 
 from mmlg_hf.errors import LearngeneError
@@ -191,22 +191,11 @@ def be_one_process(folder):
     dist.destroy_process_group()
 
 
-def launch(folder, processes):
-    """Run this file under torchrun."""
-    path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, __file__, str(folder)], env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """What each of the two processes found, by rank."""
     folder = tmp_path_factory.mktemp("two_processes")
-    launch(folder, 2)
+    launch(__file__, folder, processes=2)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
@@ -321,7 +310,7 @@ def test_muon_moves_the_matrices_of_two_processes_as_those_of_one(two_processes,
 
 @pytest.mark.slow
 def test_one_process_under_torchrun_extracts_what_it_does_without(by_muon, tmp_path):
-    launch(tmp_path, 1)
+    launch(__file__, tmp_path, processes=1)
     gene, _, steps = by_muon
     alone = torch.load(tmp_path / "alone.pt")
     for name, weight in gene.items():

@@ -3,16 +3,13 @@
 Run as a program (by torchrun) this file is one of the two processes.
 """
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launching import launch
 
-HERE = Path(__file__).resolve().parent
 GLOBAL_BATCH = 4
 
 
@@ -43,11 +40,7 @@ def run(folder, batch_size):
 def test_two_processes_make_the_clusters_and_experts_of_one(tmp_path):
     from transformers import CLIPModel
 
-    root = HERE.parents[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "tests")])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    subprocess.run([*launch, __file__, str(tmp_path / "two")], check=True, env=environment, capture_output=True)
+    launch(__file__, tmp_path / "two")
     run(tmp_path / "one", GLOBAL_BATCH)
     for stage in (1, 2):
         one, two = (tmp_path / name / f"stage-{stage}" for name in ("one", "two"))

@@ -1,0 +1,34 @@
+"""Running a test's program on several processes under torchrun."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+# Launches at the same time may pick the same free port, since it is let go before it is taken; and on a busy machine the
+# processes may be too slow to find each other.
+_NOT_CONNECTED = re.compile(
+    r"EADDRINUSE|[Aa]ddress already in use|Rendezvous\w*Error|Dist\w*Error|connectFullMesh|gloo|[Cc]onnection"
+    r"|[Tt]imed? ?out|exitcode +: -"
+)
+
+
+def launch(program: str, *arguments: object, processes: int = 2) -> None:
+    """Run a file under torchrun, again where its processes did not find each other; it sees the package and these tests."""
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    for attempt in (1, 2, 3):
+        done = subprocess.run(
+            [*launcher, program, *map(str, arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        if done.returncode == 0 or attempt == 3 or not _NOT_CONNECTED.search(done.stderr):
+            break
+    assert done.returncode == 0, done.stderr[-5000:]
