@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-# Launches at the same time may pick the same free port, since it is let go before it is taken; and on a busy machine the
-# processes may be too slow to find each other.
+# Launches at the same time may pick one free port, as it is let go before it is taken; and the processes may be too
+# slow to find each other on a busy machine.
 _NOT_CONNECTED = re.compile(
     r"EADDRINUSE|[Aa]ddress already in use|Rendezvous\w*Error|Dist\w*Error|connectFullMesh|gloo|[Cc]onnection"
     r"|[Tt]imed? ?out|exitcode +: -"
@@ -16,7 +16,7 @@ _NOT_CONNECTED = re.compile(
 
 
 def launch(program: str, *arguments: object, processes: int = 2) -> None:
-    """Run a file under torchrun, again where its processes did not find each other; it sees the package and these tests."""
+    """Run a file under torchrun, with the package and these tests; again where its processes did not meet."""
     path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
