@@ -7,16 +7,13 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-# Launches at the same time may pick one free port, as it is let go before it is taken; and the processes may be too
-# slow to find each other on a busy machine.
-_NOT_CONNECTED = re.compile(
-    r"EADDRINUSE|[Aa]ddress already in use|Rendezvous\w*Error|Dist\w*Error|connectFullMesh|gloo|[Cc]onnection"
-    r"|[Tt]imed? ?out|exitcode +: -"
-)
+# Launches at the same time may pick one free port, as it is let go before it is taken. Nothing else is tried again: a
+# process that dies takes the other's connection with it, so that a lost one says nothing.
+_PORT_TAKEN = re.compile(r"EADDRINUSE|[Aa]ddress already in use")
 
 
 def launch(program: str, *arguments: object, processes: int = 2) -> None:
-    """Run a file under torchrun, with the package and these tests; again where its processes did not meet."""
+    """Run a file under torchrun, with the package and these tests; again where its port was taken."""
     path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -29,6 +26,6 @@ def launch(program: str, *arguments: object, processes: int = 2) -> None:
             timeout=600,
             check=False,
         )
-        if done.returncode == 0 or attempt == 3 or not _NOT_CONNECTED.search(done.stderr):
+        if done.returncode == 0 or attempt == 3 or not _PORT_TAKEN.search(done.stderr):
             break
     assert done.returncode == 0, done.stderr[-5000:]
