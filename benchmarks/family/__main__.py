@@ -46,8 +46,7 @@ from mmlg_hf.descendants import load_learngene
 from mmlg_hf.extraction.ancestors import gene_config
 from mmlg_hf.extraction.vocabulary import trim_embedding, trim_tokenizer
 from mmlg_hf.inspection import measure_size
-from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
-from mmlg_hf.training.optimizers import MuonFactory, is_decayed
+from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator, with_muon
 
 Size = Sequence[int]  # depth and width
 TUNING_SEED = 100
@@ -160,16 +159,11 @@ class Study:
         found: dict[str, Any] = {}
         if steps:
             args = TrainingArguments(**self.arguments(steps, rate), seed=seed)
-            trainer = ContrastiveTrainer(model, args, self.collator, self.train_pairs(seed), callbacks=[curve])
-            if method == BY_MUON:
-                trainer.optimizer = MuonFactory()(
-                    model,
-                    is_stack=lambda name, parameter: ".layers." in name and parameter.dim() == 2,
-                    is_decayed=is_decayed,
-                    muon_learning_rate=rate,
-                    weight_decay=args.weight_decay,
-                    rest=trainer.get_optimizer_cls_and_kwargs(args, model),
-                )
+            by_muon = with_muon(args, rate) if method == BY_MUON else None
+            rows = self.train_pairs(seed)
+            trainer = ContrastiveTrainer(
+                model, args, self.collator, rows, callbacks=[curve], optimizer_cls_and_kwargs=by_muon
+            )
             started, measuring = time.perf_counter(), curve.seconds
             trainer.train()
             seconds = time.perf_counter() - started - (curve.seconds - measuring)
