@@ -36,7 +36,7 @@ TOKENIZER = (
 )
 ATTEMPTS = 3
 # httpx's own base class: huggingface_hub moved from httpx to httpx2, and both may be installed.
-HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]  # type: ignore[assignment]
+HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 def check_repo_id(repo_id: str) -> str:

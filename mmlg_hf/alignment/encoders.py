@@ -68,7 +68,7 @@ def choose_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def _bare(model: PreTrainedModel, modality: str) -> PreTrainedModel:
+def _bare(model: PreTrainedModel, modality: str) -> Any:
     part = getattr(model, f"{modality}_model", None)
     return part if isinstance(part, PreTrainedModel) else model.base_model
 

@@ -96,7 +96,7 @@ def align(
         lora_rank=lora_rank,
         **settings,
     )
-    model = DualEncoderModel(config, encoders["vision"], encoders["text"])
+    model: Any = DualEncoderModel(config, encoders["vision"], encoders["text"])
     try:
         model.to(device=device, dtype=dtype)
     except (ValueError, RuntimeError, NotImplementedError) as error:
@@ -205,7 +205,7 @@ def load_processor(
     )
     tokenizer = _load_part(AutoTokenizer, tokenizer, "tokenizer", model.config.text_base, kwargs)
     _check_image_processor(model, image_processor)
-    text_config = model.config.text_config
+    text_config: Any = model.config.text_config
     check_tokenizer(tokenizer, text_config)
     if pads_to_one_length(text_config) and tokenizer.pad_token_id is not None:
         text_config.pad_token_id = tokenizer.pad_token_id  # the pair pads shorter texts with it

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -20,6 +19,7 @@ from ..families import family_of
 from ..modeling_learngene import LearngeneForImageClassification, LearngeneMixin, LearngeneModel
 from ..saving import check_writable
 from ..training.batches import check_rows
+from ..training.resuming import output_of
 from ..training.trainer import ImageTextCollator
 from .ancestors import (
     cache_ancestor_outputs,
@@ -85,7 +85,8 @@ def extract_learngene(
     args = args if args is not None else ExtractionArguments("learngene")
     if not isinstance(args, ExtractionArguments):
         raise LearngeneError(f"args is a {type(args).__name__}: give ExtractionArguments")
-    check_writable(args.output_dir)
+    output = output_of(args)
+    check_writable(output)
     model = load_ancestor(ancestor, revision)
     check_extracted(model)
     described = describe_ancestor(model, model.num_parameters())
@@ -111,16 +112,17 @@ def extract_learngene(
     set_seed(args.seed)
     started = time.monotonic()  # the rotation, the fit and the ancestor's outputs are part of the price
     gene, model, turned = _make_gene(model, args, train, collator)
+    model = model.to(args.device)
     gene.config.ancestor, gene.processor = described, processor
     if args.cache_ancestor and isinstance(train, Dataset):
-        folder = args.ancestor_cache_dir or Path(args.output_dir, "ancestor_outputs")
+        folder = args.ancestor_cache_dir or output / "ancestor_outputs"
         with args.main_process_first(desc="ancestor outputs"):
-            train = cache_ancestor_outputs(model.to(args.device), train, collator, processor, folder)
+            train = cache_ancestor_outputs(model, train, collator, processor, folder)
 
     trainer = ExtractionTrainer(
         gene,
         args,
-        ancestor=model.to(args.device),
+        ancestor=model,
         data_collator=collator,
         train_dataset=train,
         eval_dataset=evaluation,
@@ -131,7 +133,7 @@ def extract_learngene(
         raise LearngeneError("the data gave no complete batch: nothing was trained, so lower the batch size")
     gene.config.recipe = recipe(args, dataset, train, result, trainer.state, time.monotonic() - started)
     gene.config.recipe["turned"] = {modality: round(cosine, 4) for modality, cosine in turned.items()}
-    trainer.save_model(args.output_dir)
+    trainer.save_model(str(output))
     return gene.eval()
 
 
@@ -143,10 +145,11 @@ def _load(dataset: Any, eval_dataset: Any, args: ExtractionArguments) -> tuple[A
             raise LearngeneError("the data is a stream, whose length nobody knows: set max_steps")
         if next(iter(data), None) is None:
             raise LearngeneError("the dataset is empty (a stream without rows): there is nothing to train on")
-    evaluates = getattr(args.eval_strategy, "value", args.eval_strategy) != "no"
+    strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
+    evaluates = strategy != "no"
     if eval_dataset is None or not evaluates:
         if evaluates:
-            raise LearngeneError(f"eval_strategy is {args.eval_strategy.value!r}, but there is no eval_dataset")
+            raise LearngeneError(f"eval_strategy is {strategy!r}, but there is no eval_dataset")
         return data, None
     if isinstance(eval_dataset, Mapping) and len(eval_dataset) != 1:
         raise LearngeneError(f"eval_dataset has the splits {', '.join(map(str, eval_dataset))}: give one of them")
@@ -221,7 +224,7 @@ def _gene_config(ancestor: Any, args: ExtractionArguments) -> LearngeneConfig:
 
 def _make_gene(
     ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator
-) -> tuple[Any, PreTrainedModel, dict[str, float]]:
+) -> tuple[Any, Any, dict[str, float]]:
     """Build the gene and start it from its ancestor, turned first where that is asked for.
 
     Returns:

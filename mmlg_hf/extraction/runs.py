@@ -18,7 +18,7 @@ from ..data import processor_key
 from ..data.identity import PROCESSING_VERSION, check_same_run, fingerprint_data
 from ..errors import LearngeneError, first_line
 from ..saving import write_json
-from ..training.resuming import STATE_FILE, is_complete, last_checkpoint
+from ..training.resuming import STATE_FILE, is_complete, last_checkpoint, output_of
 from .ancestors import public_name
 from .arguments import ExtractionArguments
 
@@ -96,7 +96,7 @@ def find_checkpoint(
     Raises:
         LearngeneError: there is nothing to go on with, it is another run, or is longer already than asked for.
     """
-    output = Path(args.output_dir)
+    output = output_of(args)
     checkpoint: Path | None = None
     if resume is True:
         last = last_checkpoint(output)

@@ -103,7 +103,8 @@ class ExtractionTrainer(WholeBatchTrainer):
 
     def _sizes(self) -> list[tuple[Any, int] | None]:
         """Return the gene's own size and the smaller ones of this step, alike on every process and after a resume."""
-        grid = size_grid(self.model.config) if self.args.elastic else []
+        model: Any = self.model
+        grid = size_grid(model.config) if self.args.elastic else []
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
         chosen = torch.randperm(len(grid), generator=generator)[: self.args.elastic_samples].tolist()
         return [None, *(grid[index] for index in chosen)]

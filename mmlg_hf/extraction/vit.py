@@ -63,7 +63,7 @@ def _check(model: Any) -> None:
         raise LearngeneError("this Dinov2Model has a gated MLP (SwiGLU), as DINOv2 giant has, which no ViT has")
 
 
-def _positions(model: Dinov2Model, image_size: int | None) -> Tensor:
+def _positions(model: Any, image_size: int | None) -> Tensor:
     """The position embeddings [1, 1 + patches, D] for pictures of a size."""
     embeddings = model.embeddings
     if image_size is None:
