@@ -286,6 +286,8 @@ class StrictLoadingMixin:
         except LearngeneError:
             raise
         except Exception as error:  # a keyword of the caller's, or a value in the config that no check foresaw
+            if torch.get_default_device().type == "meta":
+                raise  # transformers' own error tells what to do instead, and callers know it by its class
             raise LearngeneError(f"cannot load {name}: {first_line(error)}") from error
         return model, info
 
