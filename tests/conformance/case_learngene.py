@@ -1,4 +1,4 @@
-"""Genes of every family and kind under transformers' `ModelTesterMixin` and `ConfigTester`; run by run.py beside this file."""
+"""Genes of every family under transformers' `ModelTesterMixin` and `ConfigTester`; run by run.py beside this file."""
 
 import unittest
 

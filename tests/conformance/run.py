@@ -71,10 +71,11 @@ def run(source: Path, files: list[Path], site: Path, pytest_arguments: list[str]
     """Run the copied cases in a process of their own; print the counts, and each reason to skip with its count."""
     report = source.parent / "report.xml"
     path = os.pathsep.join([str(source), str(REPOSITORY), str(site)])
-    options = "-q -p no:cacheprovider --no-header --import-mode=importlib -W ignore -o addopts= -n auto".split()
-    command = [sys.executable, "-m", "pytest", *options, f"--junitxml={report}", f"--rootdir={source}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider", "--no-header"]
+    command += ["--import-mode=importlib", "-W", "ignore", "-o", "addopts=", f"--rootdir={source}"]
+    command += [f"--junitxml={report}", *map(str, files), *pytest_arguments]
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-    code = subprocess.run([*command, *map(str, files), *pytest_arguments], cwd=source, env=environment).returncode
+    code = subprocess.run(command, cwd=source, env=environment).returncode
     tests = list(ElementTree.parse(report).getroot().iter("testcase"))  # subtests count with their test
     failed = [test for test in tests if test.find("failure") is not None or test.find("error") is not None]
     marks = [mark for test in tests if test not in failed and (mark := test.find("skipped")) is not None]
