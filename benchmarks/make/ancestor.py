@@ -61,7 +61,7 @@ def train_ancestor(
     muon_learning_rate: float | None = None,
     **changes: Any,
 ) -> None:
-    """Train a CLIP from scratch, from the last checkpoint in the folder if there is one; save it with the processor."""
+    """Train a CLIP from scratch, from the last checkpoint in the folder if there is one; save both."""
     settings = training(output, steps, batch_size, 1e-3, weight_decay=0.1, adam_beta2=0.98, disable_tqdm=False)
     settings |= {"warmup_steps": steps // 20, "logging_strategy": "steps", "logging_steps": 25}
     settings |= {"save_strategy": "steps", "save_steps": 100, "save_total_limit": 1}

@@ -90,7 +90,7 @@ def test_an_ancestors_card_tells_its_training_and_how_a_gene_comes_of_it():
 def test_a_model_that_says_nothing_of_its_origin_needs_a_kind():
     with pytest.raises(LearngeneError, match="pass kind, one of 'ancestor', 'gene'"):
         create_model_card(pico_clip())
-    with pytest.raises(LearngeneError, match="kind is 'recipe': it takes one of 'gene'"):
+    with pytest.raises(LearngeneError, match="kind is 'recipe': it takes one of 'ancestor'"):
         create_model_card(pico_clip(), kind="recipe")
 
 
