@@ -59,7 +59,7 @@ def align(
     from ..training.resuming import last_checkpoint
     from ..training.trainer import ContrastiveTrainer, ImageTextCollator
     from .joining import align as join
-    from .joining import load_processor
+    from .joining import processor_of_pair
     from .saving import write_card
 
     set_seed(seed)
@@ -80,7 +80,7 @@ def align(
         vision_revision=vision_revision,
         text_revision=text_revision,
     )
-    processor = load_processor(model)
+    processor = processor_of_pair(model)
     args = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=batch_size,
