@@ -1,6 +1,5 @@
 """What a run of an extraction is known by, how it is gone on with, and the recipe that its gene carries."""
 
-import hashlib
 import json
 import os
 import platform
@@ -14,7 +13,7 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
-from ..data import processor_key
+from ..data import fingerprint_processor
 from ..data.identity import PROCESSING_VERSION, check_same_run, fingerprint_data
 from ..errors import LearngeneError, first_line
 from ..saving import write_json
@@ -55,7 +54,7 @@ def describe_run(
         "ancestor": ancestor,
         "columns": list(columns) if columns is not None else args.image_column,
         "data": fingerprint_data(data, columns),
-        "processor": hashlib.sha256(processor_key(processor).encode()).hexdigest()[:32],
+        "processor": fingerprint_processor(processor),
         "processing": PROCESSING_VERSION,
         "batch_size": args.train_batch_size * args.world_size,
         **{name: getattr(value, "value", value) for name, value in settings.items()},
