@@ -13,6 +13,8 @@ from transformers import (
     SiglipModel,
     SiglipTextModel,
     SiglipVisionModel,
+    ViTForImageClassification,
+    ViTModel,
 )
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -32,6 +34,7 @@ from transformers.models.siglip.modeling_siglip import (
     SiglipTextEmbeddings,
     SiglipVisionEmbeddings,
 )
+from transformers.models.vit.modeling_vit import ViTEmbeddings, ViTLayer, ViTPooler, ViTPreTrainedModel
 from transformers.utils import logging
 
 from .configuration_learngene import LearngeneConfig
@@ -43,14 +46,13 @@ from .expansion import (
     expand_layers,
     interpolate_coefficients,
     join_table,
-    layer_state_dict,
     mixing_coefficients,
     shares_slope,
     slice_norm_scale,
     sum_type,
     take_slice,
 )
-from .families import ENCODERS, stock_class
+from .families import FAMILIES, encoders_of, stock_class
 from .gene_files import StrictLoadingMixin
 from .growth import DescendantMixin
 
@@ -116,7 +118,7 @@ class LearngeneBlocks(nn.Module):
             module.add_module(leaf, stacked)
 
 
-def _weightless(layer: type[nn.Module]) -> type[nn.Module]:
+def _weightless(layer: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """Make of a stock encoder layer one with every parameter None: the weights come with each call."""
 
     class Weightless(layer):  # type: ignore[valid-type]
@@ -127,14 +129,17 @@ def _weightless(layer: type[nn.Module]) -> type[nn.Module]:
         def __init__(self, config):
             with torch.device("meta"):
                 super().__init__(config)
-            for name in LAYER_AXES:
+            for name in names:
                 owner, leaf = name.rsplit(".", 1)
                 setattr(self.get_submodule(owner), leaf, None)
 
     return Weightless
 
 
-_WEIGHTLESS = {"clip": _weightless(CLIPEncoderLayer), "siglip": _weightless(SiglipEncoderLayer)}
+# By family, what the parameters of `LAYER_AXES` are called in its layers, and the layer.
+_LAYER_NAMES = {kind: tuple(map(FAMILIES[kind].in_layer, LAYER_AXES)) for kind in ("clip", "siglip", "vit")}
+_STOCK_LAYERS = {"clip": CLIPEncoderLayer, "siglip": SiglipEncoderLayer, "vit": ViTLayer}
+_WEIGHTLESS = {kind: _weightless(layer, _LAYER_NAMES[kind]) for kind, layer in _STOCK_LAYERS.items()}
 
 
 class ExpandedEncoderLayer(GradientCheckpointingLayer):
@@ -142,12 +147,12 @@ class ExpandedEncoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config):
         super().__init__()
-        kind = "siglip" if config.model_type.startswith("siglip") else "clip"
-        self.layer = _WEIGHTLESS[kind](config)
+        kind = next((kind for kind in ("siglip", "vit") if config.model_type.startswith(kind)), "clip")
+        self.names, self.layer = _LAYER_NAMES[kind], _WEIGHTLESS[kind](config)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, *weights: Tensor, **kwargs):
         """Run on weights in the order of `LAYER_AXES`. hidden_states: [batch, tokens, hidden_size]."""
-        named = dict(zip(LAYER_AXES, weights, strict=True))
+        named = dict(zip(self.names, weights, strict=True))
         return functional_call(self.layer, named, (hidden_states, attention_mask), kwargs)
 
 
@@ -264,6 +269,30 @@ class LearngeneSiglipTextModel(_InitialisesFactors, SiglipTextModel):
         self.post_init()
 
 
+class _NumberedLayer(nn.Module):
+    """A layer that finds its own weights among those of all layers."""
+
+    def __init__(self, config, number: int):
+        super().__init__()
+        self.number, self.expanded = number, ExpandedEncoderLayer(config)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, *, layer_weights, **kwargs):
+        weights = [layer_weights["image"][name][self.number] for name in LAYER_AXES]
+        return self.expanded(hidden_states, attention_mask, *weights, **kwargs)
+
+
+class LearngeneViTEncoder(ViTModel):
+    """A ViT whose layers hold no weights; `layer_weights`, by modality, reach them as a keyword argument."""
+
+    def __init__(self, config, add_pooling_layer: bool = True):
+        ViTPreTrainedModel.__init__(self, config)
+        self.embeddings = ViTEmbeddings(config)
+        self.layers = nn.ModuleList([_NumberedLayer(config, number) for number in range(config.num_hidden_layers)])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooler = ViTPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+
 class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
     """Blocks, their initialisation, and the expansion into layers: shared by both kinds of gene."""
 
@@ -274,6 +303,10 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
     named_buffers: Any
     forward: Any
     training: bool
+
+    def __new__(cls, config: Any = None, *args, **kwargs):
+        other = cls if config is None else cls.gene_class(config)
+        return super().__new__(cls) if other is cls else other(config, *args, **kwargs)
 
     def _build_blocks(self) -> None:
         config = self.config
@@ -310,9 +343,9 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
 
     @classmethod
     def gene_class(cls, config: LearngeneConfig) -> Any:
-        """The class of a gene with this config: this one, or in place of one of `GENES` the one that it asks for."""
-        kind = "image" if config.text_config is None else "multimodal"
-        return GENES[kind].get(config.family, cls) if cls is GENES[kind]["clip"] else cls
+        """The class of a gene with this config: this one, or where this stands for others the one that it asks for."""
+        stands_for_all, others = GENES[config.kind]
+        return others.get(config.family, cls) if cls is stands_for_all else cls
 
     def block_groups(self) -> dict[str, LearngeneBlocks]:
         """Return the stacks of blocks there are, by "multimodal", "image" and "text"."""
@@ -372,7 +405,7 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         return slice_norm_scale(encoder_config.hidden_size, own_width) if scales else 1.0
 
     def outer_weights(self, encoder_configs) -> dict[str, Any]:
-        """Return what a descendant has outside its layers, under the stock names: slices of the gene's weights.
+        """Return what a descendant has outside its layers, under the gene's names: slices of the gene's weights.
 
         A factored token table is a pair of factors, as `join_table` takes them.
         """
@@ -392,12 +425,14 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         return weights
 
     def descendant_sources(self, encoder_configs) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
-        """Return what a descendant is computed from: its `outer_weights`, and each encoder's `layer_sources`."""
-        layers = {ENCODERS[side]: self.layer_sources(side, config) for side, config in encoder_configs.items()}
+        """Return what a descendant is computed from: its `outer_weights`, and `layer_sources` by modality."""
+        layers = {side: self.layer_sources(side, config) for side, config in encoder_configs.items()}
         return self.outer_weights(encoder_configs), layers
 
     def descendant_state_dict(self, encoder_configs) -> dict[str, Tensor]:
-        """Compute every weight of a descendant from the gene, differentiably, under the stock names.
+        """Compute every weight of a descendant from the gene, differentiably, under the gene's names.
+
+        They are those of the family's whole class; see `families.Family.name_in` for other classes.
 
         Args:
             encoder_configs: the descendant's stock sub-configs by modality, "image", "text" or both.
@@ -406,19 +441,22 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         if isinstance(weights.get(TOKEN_EMBEDDING), tuple):
             weights[TOKEN_EMBEDDING] = join_table(*weights[TOKEN_EMBEDDING])
         for modality, config in encoder_configs.items():
-            weights |= layer_state_dict(ENCODERS[modality], self.layer_weights(modality, config))
+            for name, stacked in self.layer_weights(modality, config).items():
+                for layer, weight in enumerate(stacked.unbind(0)):
+                    weights[self.config.kin.layer_parameter(modality, layer, name)] = weight
         return weights
 
     def _run_as(self, cls, config, encoder_configs, args, kwargs):
         """Run the stock class of a descendant on weights expanded from the gene, without building the descendant."""
-        state = self.descendant_state_dict(encoder_configs)
+        weights = self.descendant_state_dict(encoder_configs)
+        state = {self.config.kin.name_in(cls, name): weight for name, weight in weights.items()}
         state |= {name: buffer for name, buffer in self.named_buffers() if "position_ids" in name}
         return functional_call(self._skeleton(cls, config).train(self.training), state, args, kwargs)
 
     def _skeleton(self, cls, config):
         """Return the stock class without memory of its own, one for each size, to run weights through."""
         config._attn_implementation = self.config._attn_implementation
-        key = (config.vision_config.to_json_string(), config.text_config.to_json_string(), config._attn_implementation)
+        key = (*(part.to_json_string() for part in encoders_of(config).values()), config._attn_implementation)
         cache = self.__dict__.setdefault("_skeletons", {})
         if key not in cache:
             with torch.device("meta"):
@@ -487,10 +525,6 @@ class LearngeneModel(LearngeneWholeMixin, CLIPModel):
     base_model_prefix = "learngene"
     _no_split_modules = [*CLIPPreTrainedModel._no_split_modules, "ExpandedEncoderLayer"]
 
-    def __new__(cls, config: Any = None, *args, **kwargs):
-        other = cls if config is None or config.text_config is None else cls.gene_class(config)
-        return super().__new__(cls) if other is cls else other(config, *args, **kwargs)
-
     def __init__(self, config: LearngeneConfig):
         if config.text_config is None:
             raise LearngeneError(
@@ -550,6 +584,8 @@ class LearngeneForImageClassification(LearngeneMixin, CLIPForImageClassification
                 "this gene has a text side: load it as LearngeneModel, and grow an image classifier from it with "
                 'descendant(modality="image", num_labels=...)'
             )
+        if config.kind == "features":
+            raise LearngeneError("this image gene has no classifier: load it as LearngeneModel")
         if config.family == "siglip":
             raise LearngeneError(
                 "an image gene of a SigLIP is not there yet: extract from the SiglipModel, and grow an image "
@@ -580,10 +616,119 @@ class LearngeneForImageClassification(LearngeneMixin, CLIPForImageClassification
         return self._run_as(stock, config, encoders, (pixel_values, labels), kwargs)
 
 
-# The class of a gene by the modalities it is for and its family; under "clip" the one that stands for all of them.
-GENES: dict[str, dict[str, Any]] = {
-    "multimodal": {"clip": LearngeneModel, "siglip": LearngeneSiglipModel},
-    "image": {"clip": LearngeneForImageClassification},
+class _ViTGene(LearngeneMixin):
+    """What the image genes of ViT and DINOv2 have in common."""
+
+    base_model_prefix = "learngene"
+    _no_split_modules = ["ViTEmbeddings", "ExpandedEncoderLayer"]
+
+    def _build_encoder(self, config: LearngeneConfig, pools: bool) -> None:
+        encoder = config.encoder_configs["image"]
+        self.vision_model = LearngeneViTEncoder._from_config(encoder, add_pooling_layer=pools)
+
+    def _run_smaller(self, with_head: bool, depth, width, args, kwargs):
+        config = self.config.descendant_config(depth, width, "image")
+        config.id2label, config.problem_type = self.config.id2label, self.config.problem_type
+        stock = stock_class(self.config.kin.descendants["image", with_head])
+        return self._run_as(stock, config, {"image": config}, args, kwargs)
+
+
+class LearngeneViTModel(_ViTGene, ViTPreTrainedModel):
+    """An image gene of a ViT or a DINOv2 without a classifier: takes and returns what `ViTModel` does.
+
+    Tensors: `vision_blocks.*` ([blocks, ...] each) and, under "vision_model.", `ViTModel`'s own names. Its pooler is
+    linear: what it makes of the class token is the class token of the ancestor, also where the ancestor's channels
+    were turned for the gene, or a narrower descendant has fewer of them.
+    """
+
+    config: LearngeneConfig
+
+    def __init__(self, config: LearngeneConfig):
+        ViTPreTrainedModel.__init__(self, config)
+        self._build_encoder(config, pools=True)
+        self._build_blocks()
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        *,
+        depth=None,
+        width=None,
+        **kwargs,
+    ):
+        """Embed images [batch, channels, height, width] with the auxiliary model, or as a descendant of another size.
+
+        last_hidden_state: [batch, 1 + patches, width]; pooler_output: [batch, pooler_output_size].
+        """
+        kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
+        if depth is None and width is None:
+            return self.vision_model(pixel_values, layer_weights={"image": self.layer_weights("image")}, **kwargs)
+        return self._run_smaller(False, depth, width, (pixel_values,), kwargs)
+
+    def read_features(self, output: Any) -> tuple[Tensor, Tensor]:
+        """Read the class token and the mean of the patches as the ancestor has them, [batch, pooler_output_size] each.
+
+        Args:
+            output: what `forward` gave, at any width.
+        """
+        dense, patches = self.vision_model.pooler.dense, output.last_hidden_state[:, 1:].mean(1)
+        return output.pooler_output, nn.functional.linear(patches, dense.weight[:, : patches.shape[1]], dense.bias)
+
+
+class LearngeneViTForImageClassification(_ViTGene, ViTForImageClassification):
+    """An image gene of a ViT's classifier: takes and returns what `ViTForImageClassification` does."""
+
+    config: LearngeneConfig
+    auto_class = "AutoModelForImageClassification"
+    vit = property(lambda self: self.vision_model)  # what the stock forward calls it
+
+    def __init__(self, config: LearngeneConfig):
+        ViTPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self._build_encoder(config, pools=False)
+        self.classifier = nn.Linear(config.encoder_configs["image"].hidden_size, config.num_labels)
+        self._build_blocks()
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        *,
+        depth=None,
+        width=None,
+        **kwargs,
+    ):
+        """Classify images with the auxiliary model, or as the descendant of another depth and width.
+
+        pixel_values: [batch, channels, height, width]; labels: [batch]; logits: [batch, num_labels].
+        """
+        args = (pixel_values, labels, interpolate_pos_encoding)
+        if depth is None and width is None:
+            return super().forward(*args, layer_weights={"image": self.layer_weights("image")}, **kwargs)
+        return self._run_smaller(True, depth, width, args, kwargs)
+
+
+# The classes of genes by `LearngeneConfig.kind`: the one that stands for all of them, and those of single families.
+GENES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "multimodal": (LearngeneModel, {"siglip": LearngeneSiglipModel}),
+    "features": (LearngeneModel, {"vit": LearngeneViTModel}),
+    "classifier": (LearngeneForImageClassification, {"vit": LearngeneViTForImageClassification}),
 }
 
-__all__ = ["LearngeneForImageClassification", "LearngeneModel", "LearngeneSiglipModel"]
+
+def class_of_gene(config: LearngeneConfig) -> Any:
+    """The class of a gene with this config."""
+    return GENES[config.kind][0].gene_class(config)
+
+
+__all__ = [
+    "LearngeneForImageClassification",
+    "LearngeneModel",
+    "LearngeneSiglipModel",
+    "LearngeneViTForImageClassification",
+    "LearngeneViTModel",
+]

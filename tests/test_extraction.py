@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset, Image, IterableDataset
 from pico import pico_clip, pico_pairs, pico_processor
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel, CLIPForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import BertConfig, BertModel, CLIPForImageClassification
 
 from mmlg_hf import (
     ExtractionArguments,
@@ -233,19 +233,6 @@ def test_image_gene_learns_a_classifiers_logits(tmp_path):
     assert type(descendant) is CLIPForImageClassification
     pixels = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(descendant(pixels).logits, gene(pixels).logits, rtol=0, atol=1e-5)
-
-
-def test_image_gene_comes_from_a_vit_too(tmp_path):
-    config = ViTConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
-    )
-    gene = extract_learngene(
-        ViTForImageClassification(config),
-        pico_pairs(8).remove_columns("caption"),
-        arguments(tmp_path, max_steps=1),
-        processor=pico_processor().image_processor,
-    )
-    assert gene.config.vision_config.hidden_size == 16
 
 
 def test_soft_distillation_is_the_divergence_from_the_ancestor():

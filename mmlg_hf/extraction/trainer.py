@@ -16,9 +16,17 @@ from ..training.losses import (
 )
 from ..training.optimizers import is_decayed, with_muon
 from ..training.trainer import ImageTextCollator, _ClampLogitScale
-from .ancestors import EMBEDDING_COLUMNS, LOGITS_COLUMN, ancestor_outputs, is_classifier
+from .ancestors import (
+    EMBEDDING_COLUMNS,
+    FEATURE_COLUMNS,
+    LOGITS_COLUMN,
+    ancestor_outputs,
+    is_classifier,
+    output_columns,
+    reads_texts,
+)
 
-OUTPUT_COLUMNS = (*EMBEDDING_COLUMNS, LOGITS_COLUMN)
+OUTPUT_COLUMNS = (*EMBEDDING_COLUMNS, *FEATURE_COLUMNS, LOGITS_COLUMN)
 
 
 class AncestorCollator:
@@ -69,7 +77,8 @@ class ExtractionTrainer(WholeBatchTrainer):
     """Extract a gene, at its own size and at smaller ones in the same step, from the outputs of its ancestor.
 
     A multimodal gene learns by affinity, feature and contrastive losses, each times its weight; an image gene by soft
-    distillation from a classifier (TLEG, arXiv 2312.05614: alpha 1). The losses' parts are logged beside `loss`, over
+    distillation from a classifier (TLEG, arXiv 2312.05614: alpha 1), or from a ViT by the feature loss of its class
+    token and of the mean of its patches. The losses' parts are logged beside `loss`, over
     the same steps: `loss_feature` of the gene itself, `loss_feature_smaller` of the smaller networks, and so on.
 
     Args:
@@ -78,7 +87,7 @@ class ExtractionTrainer(WholeBatchTrainer):
             that `args` (or `optimizer_cls_and_kwargs`) names everything else; `optimizers` replaces both.
         ancestor: the frozen model; its outputs are computed where the rows do not carry them.
         kwargs: as of `Trainer`. `compute_metrics` is given the gene's outputs as predictions and the ancestor's as
-            labels, (image_embeds, text_embeds) each, or logits.
+            labels: (image_embeds, text_embeds) each, (class token, mean of patches) each, or logits.
     """
 
     args: Any
@@ -144,8 +153,7 @@ class ExtractionTrainer(WholeBatchTrainer):
             return {
                 "soft": soft_distillation_loss(outputs.logits, targets[LOGITS_COLUMN], args.distillation_temperature)
             }
-        own = (outputs.image_embeds, outputs.text_embeds)
-        theirs = tuple(targets[name] for name in EMBEDDING_COLUMNS)
+        own, theirs = self._outputs(model, outputs), tuple(targets[name] for name in output_columns(self.ancestor))
         losses = {}
         if args.affinity_weight:
             affinity = affinity_distillation_loss(*own, *theirs, scale=args.affinity_scale)
@@ -159,6 +167,12 @@ class ExtractionTrainer(WholeBatchTrainer):
             losses["contrastive"] = args.contrastive_weight * contrastive_loss(*own, logit_scale)
         return losses
 
+    def _outputs(self, model: Any, outputs: Any) -> tuple[Tensor, Tensor]:
+        """What of the gene's outputs is compared with the ancestor's `output_columns`."""
+        if reads_texts(self.ancestor):
+            return outputs.image_embeds, outputs.text_embeds
+        return self.accelerator.unwrap_model(model).read_features(outputs)
+
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, Any, Any]:
@@ -171,8 +185,8 @@ class ExtractionTrainer(WholeBatchTrainer):
             return loss, None, None
         if is_classifier(self.ancestor):
             return loss, outputs.logits.float(), targets[LOGITS_COLUMN]
-        own = (outputs.image_embeds.float(), outputs.text_embeds.float())
-        return loss, own, tuple(targets[name] for name in EMBEDDING_COLUMNS)
+        own = tuple(rows.float() for rows in self._outputs(model, outputs))
+        return loss, own, tuple(targets[name] for name in output_columns(self.ancestor))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of each part of the loss since the last log of `loss`, over all processes as that is."""
@@ -185,7 +199,7 @@ class ExtractionTrainer(WholeBatchTrainer):
 
 def contrasts_rows(args: Any, ancestor: Any) -> bool:
     """Whether an extraction's loss contrasts the rows of a batch with each other."""
-    return not is_classifier(ancestor) and bool(args.affinity_weight or args.contrastive_weight)
+    return reads_texts(ancestor) and bool(args.affinity_weight or args.contrastive_weight)
 
 
 def _optimizer_of(args: Any, model: Any) -> tuple[Any, dict[str, Any]]:
