@@ -15,6 +15,8 @@ from rich.table import Table
 from . import __version__
 from .alignment.cli import EPILOG as ALIGN_EPILOG
 from .alignment.cli import align
+from .app.cli import EPILOG as APP_EPILOG
+from .app.cli import app as serve_page
 from .clip_moe.cli import app as clip_moe_app
 from .errors import LearngeneError
 from .export.cli import COMPARE_EPILOG, EXPORT_EPILOG, compare, export
@@ -401,6 +403,7 @@ def demo(
 app.command(epilog=ALIGN_EPILOG)(align)
 app.command(epilog=EXPORT_EPILOG)(export)
 app.command(epilog=COMPARE_EPILOG)(compare)
+app.command("app", epilog=APP_EPILOG)(serve_page)
 app.add_typer(clip_moe_app, name="moe")
 
 

@@ -25,6 +25,7 @@ STAGES = (
     {"cards"},
     {"alignment", "clip_moe", "demo"},
     {"export"},
+    {"app"},
     {"cli", "__main__"},
     {"upload"},
 )

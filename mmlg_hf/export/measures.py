@@ -57,14 +57,19 @@ def _least_cosine(a: Tensor, b: Tensor) -> float:
     return torch.where((a == b).all(dim=-1), 1.0, torch.nan_to_num(alike, nan=-1.0)).min().item()
 
 
-def milliseconds(call: Callable[[], Any]) -> float:
-    """The median time of a call, in milliseconds, after two calls that do not count."""
+def milliseconds(call: Callable[[], Any], seconds: float | None = None) -> float:
+    """The median time of a call, in milliseconds, after two calls that do not count.
+
+    Args:
+        seconds: to go on calling for, beyond the fewest calls; None takes half a second.
+    """
+    seconds = _TIMED_SECONDS if seconds is None else seconds
     times: list[float] = []
     with torch.no_grad():
         for _ in range(2):
             call()
         start = time.perf_counter()
-        while len(times) < _LEAST_RUNS or (len(times) < _MOST_RUNS and time.perf_counter() - start < _TIMED_SECONDS):
+        while len(times) < _LEAST_RUNS or (len(times) < _MOST_RUNS and time.perf_counter() - start < seconds):
             before = time.perf_counter()
             call()
             times.append(time.perf_counter() - before)
@@ -77,7 +82,7 @@ def time_part(run: Run, part: Part, inputs: Inputs) -> float:
     return milliseconds(lambda: run(made))
 
 
-def time_model(part: Part, inputs: Inputs) -> float:
-    """The same of the model in torch."""
+def time_model(part: Part, inputs: Inputs, seconds: float | None = None) -> float:
+    """The same of the model in torch; `seconds` as of `milliseconds`."""
     made = inputs.make(part.takes, 1)
-    return milliseconds(lambda: part.module(**made))
+    return milliseconds(lambda: part.module(**made), seconds)
