@@ -7,12 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from PIL import Image
 from transformers import PreTrainedModel, set_seed
 
 from ..configuration_learngene import LearngeneConfig
-from ..data import find_columns, load_image_text, process_images, process_pairs
+from ..data import PictureRows, Pixels, find_columns, load_image_text, read_rows
 from ..data.identity import fingerprint_model
 from ..data.texts import check_tokenizer, longest_text
 from ..errors import LearngeneError, first_line
@@ -22,7 +22,6 @@ from ..saving import check_writable
 from ..training.batches import check_rows
 from ..training.trainer import ImageTextCollator
 from .ancestors import (
-    cache_ancestor_outputs,
     check_extracted,
     copy_outer_weights,
     describe_ancestor,
@@ -34,6 +33,7 @@ from .ancestors import (
 from .arguments import ExtractionArguments
 from .context import shorten_context
 from .fitting import fit_gene
+from .outputs import cache_ancestor_outputs
 from .rotation import TURNED, rotate_channels
 from .runs import WriteRun, describe_run, find_checkpoint, recipe
 from .trainer import AncestorCollator, ExtractionTrainer
@@ -101,8 +101,7 @@ def extract_learngene(
     if args.trim_vocabulary and not is_classifier(model):
         processor = _trim(model, processor, data, args)
 
-    pairs = None if is_classifier(model) else ImageTextCollator(processor, text_config=model.config.text_config)
-    collator = AncestorCollator(pairs)
+    collator = _collator(processor, model)
     train = _process(data, model, processor, args)
     check_rows(train, args.train_batch_size, args.world_size, "training")
     if evaluation is not None:
@@ -112,10 +111,10 @@ def extract_learngene(
     started = time.monotonic()  # the rotation, the fit and the ancestor's outputs are part of the price
     gene, model, turned = _make_gene(model, args, train, collator)
     gene.config.ancestor, gene.processor = described, processor
-    if args.cache_ancestor and isinstance(train, Dataset):
+    if args.cache_ancestor and isinstance(train, PictureRows):
         folder = args.ancestor_cache_dir or Path(args.output_dir, "ancestor_outputs")
-        with args.main_process_first(desc="ancestor outputs"):
-            train = cache_ancestor_outputs(model.to(args.device), train, collator, processor, folder)
+        workers = args.dataloader_num_workers
+        train = cache_ancestor_outputs(model.to(args.device), train, collator, processor, folder, num_workers=workers)
 
     trainer = ExtractionTrainer(
         gene,
@@ -235,7 +234,7 @@ def _make_gene(
         rows = list(islice(data, args.rotation_rows))
         if not rows:
             raise LearngeneError("the dataset gives no rows: there is nothing to train on")
-        batches = [collator(rows[start : start + 128]) for start in range(0, len(rows), 128)]
+        batches = [collator.finish(collator(rows[start : start + 128])) for start in range(0, len(rows), 128)]
         ancestor, turned = rotate_channels(ancestor, batches)
         imitated = ancestor if family.embeds_at_width else imitated
     config = _gene_config(ancestor, args)
@@ -251,10 +250,16 @@ def _make_gene(
     return gene, imitated, turned
 
 
-def _process(data: Any, ancestor: Any, processor: Any, args: ExtractionArguments) -> Dataset | IterableDataset:
+def _collator(processor: Any, ancestor: Any) -> AncestorCollator:
+    if is_classifier(ancestor):
+        return AncestorCollator(None, Pixels(getattr(processor, "image_processor", processor)))
+    return AncestorCollator(ImageTextCollator(processor, text_config=ancestor.config.text_config).deferred())
+
+
+def _process(data: Any, ancestor: Any, processor: Any, args: ExtractionArguments) -> PictureRows | IterableDataset:
     common: dict[str, Any] = {"image_column": args.image_column, "on_bad_image": args.on_bad_image}
     with args.main_process_first(desc="processing"):
         if is_classifier(ancestor):
-            return process_images(data, getattr(processor, "image_processor", processor), **common)
+            return read_rows(data, processor, of_pairs=False, **common)
         texts: dict[str, Any] = {"text_column": args.text_column, "max_length": args.max_length}
-        return process_pairs(data, processor, text_config=ancestor.config.text_config, **texts, **common)
+        return read_rows(data, processor, text_config=ancestor.config.text_config, **texts, **common)
