@@ -43,6 +43,7 @@ from .expansion import (
     LAYER_AXES,
     TOKEN_EMBEDDING,
     TOKEN_PROJECTION,
+    KeptLayers,
     expand_layers,
     interpolate_coefficients,
     join_table,
@@ -133,13 +134,20 @@ def _weightless(layer: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modul
                 owner, leaf = name.rsplit(".", 1)
                 setattr(self.get_submodule(owner), leaf, None)
 
+    Weightless.__name__ = Weightless.__qualname__ = f"Weightless{layer.__name__}"  # by which a pickle finds it
     return Weightless
 
 
 # By family, what the parameters of `LAYER_AXES` are called in its layers, and the layer.
 _LAYER_NAMES = {kind: tuple(map(FAMILIES[kind].in_layer, LAYER_AXES)) for kind in ("clip", "siglip", "vit")}
-_STOCK_LAYERS = {"clip": CLIPEncoderLayer, "siglip": SiglipEncoderLayer, "vit": ViTLayer}
-_WEIGHTLESS = {kind: _weightless(layer, _LAYER_NAMES[kind]) for kind, layer in _STOCK_LAYERS.items()}
+WeightlessCLIPEncoderLayer = _weightless(CLIPEncoderLayer, _LAYER_NAMES["clip"])
+WeightlessSiglipEncoderLayer = _weightless(SiglipEncoderLayer, _LAYER_NAMES["siglip"])
+WeightlessViTLayer = _weightless(ViTLayer, _LAYER_NAMES["vit"])
+_WEIGHTLESS = {
+    "clip": WeightlessCLIPEncoderLayer,
+    "siglip": WeightlessSiglipEncoderLayer,
+    "vit": WeightlessViTLayer,
+}
 
 
 class ExpandedEncoderLayer(GradientCheckpointingLayer):
@@ -303,6 +311,7 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
     named_buffers: Any
     forward: Any
     training: bool
+    _kept_layers: KeptLayers
 
     def __new__(cls, config: Any = None, *args, **kwargs):
         other = cls if config is None else cls.gene_class(config)
@@ -310,6 +319,7 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
 
     def _build_blocks(self) -> None:
         config = self.config
+        self._kept_layers = KeptLayers()
         multimodal, unimodal = config.num_multimodal_blocks, config.num_unimodal_blocks
         shared_slope = shares_slope(config.mixing, multimodal, unimodal)
         own_slope = bool(multimodal) and unimodal == 1 and not shared_slope
@@ -389,6 +399,23 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         config = encoder_config or self.config.encoder_configs[modality]
         return expand_layers(*self.layer_sources(modality, config))
 
+    def expanded(self, *modalities: str) -> dict[str, dict[str, Tensor]]:
+        """Return the layers of these encoders at the gene's own size, by modality, as `layer_weights` makes them.
+
+        In evaluation mode and without gradients they are expanded once and kept, until a block changes.
+        """
+        sources = {name: self.layer_sources(name, self.config.encoder_configs[name]) for name in modalities}
+        if not self.training and not torch.is_grad_enabled() and _can_be_kept(sources):
+            return self._kept_layers.expand(sources)
+        return {name: expand_layers(*arguments) for name, arguments in sources.items()}
+
+    def train(self, mode: bool = True):
+        """Set the mode as of any module; in training no layers are kept."""
+        if mode:
+            self._kept_layers.clear()
+        stock: Any = super()
+        return stock.train(mode)
+
     def layer_sources(self, modality: str, config) -> tuple[Any, ...]:
         """Return what the layers of one encoder are summed from: the arguments of `expand_layers`."""
         there = self.block_groups()
@@ -464,6 +491,16 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         return cache[key]
 
 
+def _can_be_kept(sources: dict[str, tuple[Any, ...]]) -> bool:
+    """Whether blocks are plain tensors in memory whose values can be asked for: not traced, not over processes."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return False
+    blocks = [block for groups in sources.values() for group in groups[:2] for block in group.values()]
+    return all(type(block) in (Tensor, nn.Parameter) and not block.is_meta for block in blocks)
+
+
 class LearngeneWholeMixin(LearngeneMixin):
     """A gene of both modalities: its features, and its forward as a descendant of another size."""
 
@@ -471,18 +508,15 @@ class LearngeneWholeMixin(LearngeneMixin):
         """Embed images, as the stock model's: `pooler_output` is [batch, projection_dim]."""
         stock: Any = super()
         if "layer_weights" not in kwargs:  # within `forward` they are there
-            kwargs["layer_weights"] = self._expanded("image")
+            kwargs["layer_weights"] = self.expanded("image")
         return stock.get_image_features(*args, **kwargs)
 
     def get_text_features(self, *args, **kwargs):
         """Embed texts, as the stock model's: `pooler_output` is [batch, projection_dim]."""
         stock: Any = super()
         if "layer_weights" not in kwargs:  # within `forward` they are there
-            kwargs["layer_weights"] = self._expanded("text")
+            kwargs["layer_weights"] = self.expanded("text")
         return stock.get_text_features(*args, **kwargs)
-
-    def _expanded(self, *modalities: str) -> dict[str, dict[str, Tensor]]:
-        return {modality: self.layer_weights(modality) for modality in modalities}
 
     def forward(
         self,
@@ -507,7 +541,7 @@ class LearngeneWholeMixin(LearngeneMixin):
         """
         args = (input_ids, pixel_values, attention_mask, position_ids, return_loss, interpolate_pos_encoding)
         if depth is None and width is None:
-            return super().forward(*args, layer_weights=self._expanded("image", "text"), **kwargs)
+            return super().forward(*args, layer_weights=self.expanded("image", "text"), **kwargs)
         config = self.config.descendant_config(depth, width)
         encoders = {"image": config.vision_config, "text": config.text_config}
         return self._run_as(self.config.kin.whole_class, config, encoders, args, kwargs)
@@ -607,8 +641,7 @@ class LearngeneForImageClassification(LearngeneMixin, CLIPForImageClassification
         pixel_values: [batch, channels, height, width]; labels: [batch]; logits: [batch, num_labels].
         """
         if depth is None and width is None:
-            expanded = {"image": self.layer_weights("image")}
-            return super().forward(pixel_values, labels, layer_weights=expanded, **kwargs)
+            return super().forward(pixel_values, labels, layer_weights=self.expanded("image"), **kwargs)
         config = self.config.descendant_config(depth, width, "image")
         config.id2label, config.problem_type = self.config.id2label, self.config.problem_type
         encoders = {"image": config.vision_config}

@@ -17,7 +17,8 @@ from mmlg_hf import (
 )
 from mmlg_hf.data import process_pairs
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.extraction.ancestors import EMBEDDING_COLUMNS, ancestor_outputs, cache_ancestor_outputs
+from mmlg_hf.extraction.ancestors import EMBEDDING_COLUMNS, ancestor_outputs
+from mmlg_hf.extraction.outputs import cache_ancestor_outputs
 from mmlg_hf.extraction.trainer import AncestorCollator, size_grid
 from mmlg_hf.training import ImageTextCollator
 from mmlg_hf.training.losses import soft_distillation_loss

@@ -122,14 +122,16 @@ def undecoded(dataset: AnyDataset) -> AnyDataset:
     return dataset
 
 
-def make_pixels(image_processor: Any, images: Sequence[PILImage.Image], return_tensors: str = "pt") -> Any:
-    """Return `pixel_values` [B, 3, H, W] of pictures.
+def make_pixels(
+    image_processor: Any, images: Sequence[PILImage.Image], return_tensors: str = "pt", **settings: Any
+) -> Any:
+    """Return `pixel_values` [B, 3, H, W] of pictures; `settings` are of the image processor's call.
 
     Raises:
         LearngeneError: if the image processor cannot make one batch of them, as without resizing of unequal sizes.
     """
     try:
-        return image_processor(images=list(images), return_tensors=return_tensors)["pixel_values"]
+        return image_processor(images=list(images), return_tensors=return_tensors, **settings)["pixel_values"]
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError, MemoryError, OSError) as error:
         sizes = sorted({image.size for image in images})
         some = ", ".join(f"{width}x{height}" for width, height in sizes[:3]) + (", ..." if len(sizes) > 3 else "")
