@@ -29,7 +29,8 @@ from ..configuration_learngene import LearngeneConfig
 from ..errors import LearngeneError, first_line
 from ..expansion import TOKEN_EMBEDDING, TOKEN_PROJECTION, factor_table, take_slice
 from ..families import encoders_of, family_of, why_refused
-from ..modeling_learngene import LearngeneMixin, encoder_sizes
+from ..modeling_encoders import encoder_sizes
+from ..modeling_learngene import LearngeneMixin
 from .open_clip import is_open_clip, load_open_clip, load_open_clip_processor
 
 # What is distilled of an ancestor; the columns that carry it beside the data.
