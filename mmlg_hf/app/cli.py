@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ..shell.options import Revision
+
 EPILOG = "Example: mmlg app mmlg-fashion-48 --pictures photos"
 
 
@@ -22,9 +24,7 @@ def app(
         int | None, typer.Option(min=1, max=65535, help="Port.", show_default="the first free from 7860")
     ] = None,
     browser: Annotated[bool, typer.Option("--browser", help="Open the page in a browser.")] = False,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default="main")
-    ] = None,
+    revision: Revision = None,
 ) -> None:
     """Serve a page that grows two sizes of a gene side by side: costs, zero-shot labels, and search by text."""
     from .page import serve

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import LearngeneError
+from ..shell.options import Revision, parse_size
 
 EXPORT_EPILOG = "Example: mmlg export mmlg-fashion-48 --depth 3 --width 96 --to onnx --int8 --output exported"
 COMPARE_EPILOG = "Example: mmlg compare mmlg-fashion-48@2x64 mmlg-fashion-48@3x96 mmlg-fashion-48@6x192 --output sizes"
@@ -24,14 +25,6 @@ class Format(str, Enum):
     torch = "torch"
     executorch = "executorch"
     openvino = "openvino"
-
-
-def parse_size(value: str) -> int | tuple[int, int]:
-    """Read a depth or width: one number, or VISION,TEXT."""
-    parts = value.split(",")
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise typer.BadParameter(f"{value!r} is neither a number nor a pair VISION,TEXT")
-    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
 def export(
@@ -57,9 +50,7 @@ def export(
         str | None, typer.Option(help="image or text: this encoder alone.", show_default="all that there is")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default="main")
-    ] = None,
+    revision: Revision = None,
 ) -> None:
     """Export a model to files that phones, browsers and servers run, and see that they compute the same."""
     from .exporting import EXPORT_FILE, export_model
