@@ -288,15 +288,16 @@ def ancestor_outputs(ancestor: Any, inputs: dict[str, Any]) -> dict[str, Tensor]
     Logits [B, labels] of a classifier; of others normalised rows [B, D]: the embeddings of both sides, or of a ViT
     the class token and the mean of the patches.
     """
+    pixels = inputs["pixel_values"].to(ancestor.dtype)
     if is_classifier(ancestor):
-        return {LOGITS_COLUMN: ancestor(pixel_values=inputs["pixel_values"]).logits.float()}
+        return {LOGITS_COLUMN: ancestor(pixel_values=pixels).logits.float()}
     if not reads_texts(ancestor):
-        tokens = ancestor(pixel_values=inputs["pixel_values"]).last_hidden_state.float()  # [B, 1 + patches, D]
+        tokens = ancestor(pixel_values=pixels).last_hidden_state.float()  # [B, 1 + patches, D]
         features = (tokens[:, 0], tokens[:, 1:].mean(1))
         return {name: F.normalize(f, dim=-1) for name, f in zip(FEATURE_COLUMNS, features, strict=True)}
     text = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
     embeds = (
-        ancestor.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output,
+        ancestor.get_image_features(pixel_values=pixels).pooler_output,
         ancestor.get_text_features(**text).pooler_output,
     )
     return {name: F.normalize(e.float(), dim=-1) for name, e in zip(EMBEDDING_COLUMNS, embeds, strict=True)}

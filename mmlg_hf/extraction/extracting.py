@@ -1,5 +1,6 @@
 """`extract_learngene`: from a CLIP and image-text data to a gene, by a subclass of the transformers Trainer."""
 
+import copy
 import os
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from ..data.identity import fingerprint_model
 from ..data.texts import check_tokenizer, longest_text
 from ..errors import LearngeneError, first_line
 from ..families import encoders_of
+from ..gene_files import read_dtype
 from ..modeling_learngene import LearngeneMixin, class_of_gene
 from ..saving import check_writable
 from ..training.batches import check_rows
@@ -118,7 +120,10 @@ def extract_learngene(
     started = time.monotonic()  # the rotation, the fit and the ancestor's outputs are part of the price
     gene, turned_model, turned = _make_gene(model, args, train, collator)
     # Embeddings as large as the encoder is wide are turned, too.
-    imitated = (turned_model if gene.config.kin.embeds_at_width else imitated).to(args.device)
+    imitated = turned_model if gene.config.kin.embeds_at_width else imitated
+    if args.ancestor_dtype is not None:  # a copy: the caller's model stays as it is
+        imitated = copy.deepcopy(imitated).to(read_dtype(args.ancestor_dtype))
+    imitated = imitated.to(args.device)
     gene.config.ancestor, gene.processor = described, processor
     if args.cache_ancestor and isinstance(train, PictureRows):
         folder = args.ancestor_cache_dir or output / "ancestor_outputs"
