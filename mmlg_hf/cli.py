@@ -169,7 +169,8 @@ def _extraction_arguments(chosen: dict[str, Any], ctx: typer.Context) -> Any:
             raise LearngeneError(f"{message}: see mmlg extract --help, and the fields of TrainingArguments")
 
     words = [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
-    parser = Parser(ExtractionArguments, allow_abbrev=False)
+    kind: Any = ExtractionArguments
+    parser = Parser(kind, allow_abbrev=False)
     args, unknown = parser.parse_args_into_dataclasses([*words, *ctx.args], return_remaining_strings=True)
     if unknown:
         parser.error(f"unknown {' '.join(unknown)}")

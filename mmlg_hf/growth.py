@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -80,9 +80,8 @@ class DescendantMixin:
         """
         if modality is None:
             modality = "image" if self.config.text_config is None else "multimodal"
-        dtype = read_dtype(dtype, torch_dtype)
-        own: Any = self
-        dtype = own.dtype if dtype == "auto" else dtype or torch.float32
+        wanted, own = read_dtype(dtype, torch_dtype), cast(Any, self)
+        kept = own.dtype if wanted == "auto" else cast(torch.dtype, wanted or torch.float32)
         labels = _read_labels(num_labels, id2label, label2id)
         if labels is not None and modality == "multimodal":
             raise LearngeneError(
@@ -97,7 +96,7 @@ class DescendantMixin:
                 part.id2label, part.label2id = names, {name: index for index, name in names.items()}
         _override(config, modality, config_overrides)
         _record_provenance(config, self.config, modality)
-        model = self._build(config, modality, labels is not None, own_head, dtype, device_map)
+        model = self._build(config, modality, labels is not None, own_head, kept, device_map)
         if attn_implementation is not None:
             try:
                 model.set_attn_implementation(attn_implementation)
@@ -161,7 +160,7 @@ def _build_empty(cls: Any, config: Any, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _fill(model: Any, family: Family, outer: dict[str, Any], layers: dict[str, tuple[Any, ...]]) -> None:
+def _fill(model: Any, family: Family, outer: dict[str, Any], layers: dict[str, Any]) -> None:
     """Give an empty model memory and write each weight into it, straight from the gene.
 
     What `from_pretrained` leaves to transformers is left to it here: the classifier if the gene has none, and
@@ -194,7 +193,7 @@ def _fill(model: Any, family: Family, outer: dict[str, Any], layers: dict[str, t
     for full_name, (modality, name, _) in names.items():
         stacks[modality][name].append(weights[full_name])
     for modality, sources in layers.items():
-        fill_layers(*sources, stacks[modality])
+        fill_layers(*(*sources, stacks[modality]))
     for name in given:
         weights[name]._is_hf_initialized = True  # which `initialize_weights` leaves as it is
     model.initialize_weights()

@@ -74,8 +74,8 @@ def measure_size(
     depths, widths = (tuple(getattr(part, name) for part in parts) for name in ("num_hidden_layers", "hidden_size"))
     return ModelSize(
         modality,
-        depths if len(parts) == 2 else depths[0],  # type: ignore[arg-type]
-        widths if len(parts) == 2 else widths[0],  # type: ignore[arg-type]
+        depths if len(parts) == 2 else depths[0],
+        widths if len(parts) == 2 else widths[0],
         parameters,
         4 * parameters / 1e6,
         None if modality == "text" else _gflops(model, "get_image_features", _pixels(encoders["image"])),

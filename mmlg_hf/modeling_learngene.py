@@ -121,7 +121,7 @@ class LearngeneBlocks(nn.Module):
 def _weightless(layer: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """Make of a stock encoder layer one with every parameter None: the weights come with each call."""
 
-    class Weightless(layer):  # type: ignore[valid-type, misc]
+    class Weightless(layer):  # type: ignore[valid-type]
         # Checkpointed inside the functional call, it would be replayed after the weights are gone: the layer around
         # it does the checkpointing.
         gradient_checkpointing = property(lambda self: False, lambda self, value: None)
@@ -207,7 +207,7 @@ class _FactoredTokens:
         """Embed tokens [batch, tokens] as [batch, tokens, hidden_size], as the stock embeddings do."""
         if inputs_embeds is None:
             inputs_embeds = self.token_projection(self.token_embedding(input_ids))
-        return super().forward(input_ids, position_ids, inputs_embeds)  # type: ignore[misc]
+        return super().forward(input_ids, position_ids, inputs_embeds)
 
 
 class FactoredTextEmbeddings(_FactoredTokens, CLIPTextEmbeddings):
@@ -220,7 +220,7 @@ class FactoredSiglipTextEmbeddings(_FactoredTokens, SiglipTextEmbeddings):
 
 class _InitialisesFactors:
     def _init_weights(self, module):
-        super()._init_weights(module)  # type: ignore[misc]
+        super()._init_weights(module)
         if isinstance(module, _FactoredTokens):  # so that the product has the spread of a whole table
             init.normal_(module.token_projection.weight, std=module.token_projection.in_features**-0.5)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.utils.sha import git_hash
 
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.hub import explain_hub_errors
@@ -143,7 +144,7 @@ def _differs(api: HfApi, plan: Plan, commit: str) -> bool:
 def _oids(path: Path) -> set[str]:
     """The hashes by which the Hub may know a file: SHA-256 of large ones, git's SHA-1 of others."""
     content = path.read_bytes()
-    return {hashlib.sha256(content).hexdigest(), hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}
+    return {sha256(content).hexdigest(), git_hash(content)}
 
 
 def verify(repo_id: str, revision: str, folder: Path, token: str | None = None) -> str:

@@ -64,7 +64,7 @@ def _base_model(artifact: Artifact, namespace: str) -> str | None:
 
 def _stage_gene(source: Path, folder: Path) -> None:
     """Save a gene in its stored precision, with its processor and the code that loads it without the package."""
-    load_learngene(source, dtype="auto").save_pretrained(folder, with_code=True)  # type: ignore[operator]
+    load_learngene(source, dtype="auto").save_pretrained(folder, with_code=True)
 
 
 def _stage_descendant(artifact: Artifact, manifest: Manifest, folder: Path, namespace: str) -> None:

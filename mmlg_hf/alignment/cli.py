@@ -1,6 +1,5 @@
 """`mmlg align`: align an image encoder and a text encoder by training a few per cent of their weights."""
 
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,13 +52,13 @@ def align(
     check_writable(output)
     from transformers import TrainingArguments, set_seed
 
-    from ..data import find_columns, load_image_text, processor_key
+    from ..data import find_columns, fingerprint_processor, load_image_text
     from ..data.identity import PROCESSING_VERSION, begin_run, fingerprint_data, fingerprint_model
     from ..data.texts import longest_text
     from ..training.resuming import last_checkpoint
     from ..training.trainer import ContrastiveTrainer, ImageTextCollator
     from .joining import align as join
-    from .joining import load_processor
+    from .joining import processor_of_pair
     from .saving import write_card
 
     set_seed(seed)
@@ -80,7 +79,7 @@ def align(
         vision_revision=vision_revision,
         text_revision=text_revision,
     )
-    processor = load_processor(model)
+    processor = processor_of_pair(model)
     args = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=batch_size,
@@ -105,7 +104,7 @@ def align(
         "projection_dim": projection_dim,
         "vision_encoder": fingerprint_model(model.vision_model),
         "text_encoder": fingerprint_model(model.text_model),
-        "processor": sha256(processor_key(processor).encode()).hexdigest()[:32],
+        "processor": fingerprint_processor(processor),
         **columns,
         "pairs": len(rows),
         "data": fingerprint_data(rows, columns.values()),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
     from transformers import PreTrainedModel
 
-KINDS = ("gene", "descendant", "fine-tuned", "mixture", "aligned-pair")
+KINDS = ("ancestor", "gene", "descendant", "fine-tuned", "mixture", "aligned-pair")
 # How a gene's blocks become layer l of L.
 MIXING_WORDS = {
     "shared-slope": "each encoder's own block plus l/L times the shared one",
@@ -82,7 +82,7 @@ def create_model_card(
         results: measured results, or the JSON file with them, as `mmlg_hf.cards.results.read_results` describes; None
             leaves the table and the plot out.
         repo_id: the Hub id the card's snippets load; None takes the folder, or the name the model was loaded by.
-        kind: "gene", "descendant", "fine-tuned", "mixture" or "aligned-pair"; None reads it off the config.
+        kind: one of `KINDS`; None reads it off the config, which that of an ancestor does not tell.
         row: the name of this model's row in the results, whose figures' names become the card's `metrics`; None takes
             all of them.
         license: the licence of the weights, a Hub identifier; None leaves it out, which `upload lint` refuses.
@@ -278,7 +278,8 @@ def _made_of(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         sources = {name: config.get(name) for name in ("recipe", "vision_pooling", "text_pooling")}
         sources |= {f"{name} encoder": config.get(f"{name}_base") for name in ("vision", "text")}
     else:
-        sources = {"gene": _provenance(config)}
+        recipe = config.get("recipe")
+        sources = {"gene": _provenance(config), **(recipe if isinstance(recipe, Mapping) else {})}
     return [(name.replace("_", " ").capitalize(), _in_words(value)) for name, value in sources.items() if value]
 
 

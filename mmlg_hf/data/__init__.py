@@ -5,7 +5,7 @@ from .collation import ImageTextCollator
 from .columns import IMAGE_COLUMN_NAMES, TEXT_COLUMN_NAMES, find_columns, find_image_column
 from .loading import AnyDataset, check_dataset, hash_split, load_image_text, split_of
 from .pictures import UnreadableImage, holds_pictures, make_pixels, open_image, read_image, undecoded
-from .processing import process_images, process_pairs, processor_key
+from .processing import fingerprint_processor, process_images, process_pairs, processor_key
 
 __all__ = [
     "IMAGE_COLUMN_NAMES",
@@ -17,6 +17,7 @@ __all__ = [
     "check_dataset",
     "find_columns",
     "find_image_column",
+    "fingerprint_processor",
     "hash_split",
     "holds_pictures",
     "load_image_text",

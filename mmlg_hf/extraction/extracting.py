@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -20,6 +19,7 @@ from ..families import encoders_of
 from ..modeling_learngene import LearngeneMixin, class_of_gene
 from ..saving import check_writable
 from ..training.batches import check_rows
+from ..training.resuming import output_of
 from ..training.trainer import ImageTextCollator
 from .ancestors import (
     cache_ancestor_outputs,
@@ -89,7 +89,8 @@ def extract_learngene(
     args = args if args is not None else ExtractionArguments("learngene")
     if not isinstance(args, ExtractionArguments):
         raise LearngeneError(f"args is a {type(args).__name__}: give ExtractionArguments")
-    check_writable(args.output_dir)
+    output = output_of(args)
+    check_writable(output)
     imitated: Any = load_ancestor(ancestor, revision)
     _check_losses(imitated, args)
     described, fingerprint = describe_ancestor(imitated, imitated.num_parameters()), fingerprint_model(imitated)
@@ -117,18 +118,18 @@ def extract_learngene(
     set_seed(args.seed)
     started = time.monotonic()  # the rotation, the fit and the ancestor's outputs are part of the price
     gene, turned_model, turned = _make_gene(model, args, train, collator)
-    if gene.config.kin.embeds_at_width:  # its embeddings are turned, too
-        imitated = turned_model
+    # The embeddings of a SigLIP are turned, too.
+    imitated = (turned_model if gene.config.kin.embeds_at_width else imitated).to(args.device)
     gene.config.ancestor, gene.processor = described, processor
     if args.cache_ancestor and isinstance(train, Dataset):
-        folder = args.ancestor_cache_dir or Path(args.output_dir, "ancestor_outputs")
+        folder = args.ancestor_cache_dir or output / "ancestor_outputs"
         with args.main_process_first(desc="ancestor outputs"):
-            train = cache_ancestor_outputs(imitated.to(args.device), train, collator, processor, folder)
+            train = cache_ancestor_outputs(imitated, train, collator, processor, folder)
 
     trainer = ExtractionTrainer(
         gene,
         args,
-        ancestor=imitated.to(args.device),
+        ancestor=imitated,
         data_collator=collator,
         train_dataset=train,
         eval_dataset=evaluation,
@@ -139,7 +140,7 @@ def extract_learngene(
         raise LearngeneError("the data gave no complete batch: nothing was trained, so lower the batch size")
     gene.config.recipe = recipe(args, dataset, train, result, trainer.state, time.monotonic() - started)
     gene.config.recipe["turned"] = {modality: round(cosine, 4) for modality, cosine in turned.items()}
-    trainer.save_model(args.output_dir)
+    trainer.save_model(str(output))
     return gene.eval()
 
 
@@ -151,10 +152,11 @@ def _load(dataset: Any, eval_dataset: Any, args: ExtractionArguments) -> tuple[A
             raise LearngeneError("the data is a stream, whose length nobody knows: set max_steps")
         if next(iter(data), None) is None:
             raise LearngeneError("the dataset is empty (a stream without rows): there is nothing to train on")
-    evaluates = getattr(args.eval_strategy, "value", args.eval_strategy) != "no"
+    strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
+    evaluates = strategy != "no"
     if eval_dataset is None or not evaluates:
         if evaluates:
-            raise LearngeneError(f"eval_strategy is {args.eval_strategy.value!r}, but there is no eval_dataset")
+            raise LearngeneError(f"eval_strategy is {strategy!r}, but there is no eval_dataset")
         return data, None
     if isinstance(eval_dataset, Mapping) and len(eval_dataset) != 1:
         raise LearngeneError(f"eval_dataset has the splits {', '.join(map(str, eval_dataset))}: give one of them")
@@ -189,7 +191,7 @@ def _dinov2_size(processor: Any, ancestor: Any) -> int | None:
     """The side of the pictures that a processor makes for a DINOv2, which takes any; None for other ancestors."""
     if not isinstance(ancestor, (Dinov2Model, Dinov2ForImageClassification)):
         return None
-    size, patch = ancestor.config.image_size, ancestor.config.patch_size
+    size, patch = (getattr(ancestor.config, name) for name in ("image_size", "patch_size"))
     height, width = _made_picture(processor, size, size).shape[2:]
     if height != width or height % patch:
         raise LearngeneError(
@@ -261,7 +263,7 @@ def _gene_config(ancestor: Any, args: ExtractionArguments) -> LearngeneConfig:
 
 def _make_gene(
     ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator
-) -> tuple[Any, PreTrainedModel, dict[str, float]]:
+) -> tuple[Any, Any, dict[str, float]]:
     """Build the gene and start it from its ancestor, turned first where that is asked for.
 
     Returns:

@@ -14,7 +14,7 @@ from ..training.losses import (
     feature_distillation_loss,
     soft_distillation_loss,
 )
-from ..training.optimizers import MuonFactory, is_decayed
+from ..training.optimizers import is_decayed, with_muon
 from ..training.trainer import ImageTextCollator, _ClampLogitScale
 from .ancestors import (
     EMBEDDING_COLUMNS,
@@ -73,11 +73,6 @@ def _quarter(number: int) -> int:
     return -(-number // 4)
 
 
-def is_block_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether a gene's parameter is a stack of matrices, one for each block, [N, out, in]."""
-    return "_blocks." in name and parameter.dim() == 3
-
-
 class ExtractionTrainer(WholeBatchTrainer):
     """Extract a gene, at its own size and at smaller ones in the same step, from the outputs of its ancestor.
 
@@ -102,20 +97,10 @@ class ExtractionTrainer(WholeBatchTrainer):
         self._parts: dict[str, list[Tensor]] = {}
         if args.muon_learning_rate and kwargs.get("optimizers", (None, None))[0] is None:
             rest = kwargs.get("optimizer_cls_and_kwargs") or _optimizer_of(args, model)
-            kwargs["optimizer_cls_and_kwargs"] = (MuonFactory, self._muon_settings(args, rest))
+            kwargs["optimizer_cls_and_kwargs"] = with_muon(args, args.muon_learning_rate, rest)
         super().__init__(model, args, **kwargs)
         if args.contrastive_weight and hasattr(model, "logit_scale"):
             self.add_callback(_ClampLogitScale())
-
-    @staticmethod
-    def _muon_settings(args: Any, rest: tuple[Any, dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "is_stack": is_block_matrix,
-            "is_decayed": is_decayed,
-            "muon_learning_rate": args.muon_learning_rate,
-            "weight_decay": args.weight_decay,
-            "rest": rest,
-        }
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Name the parameters with weight decay, see `is_decayed`."""
@@ -127,7 +112,8 @@ class ExtractionTrainer(WholeBatchTrainer):
 
     def _sizes(self) -> list[tuple[Any, int] | None]:
         """Return the gene's own size and the smaller ones of this step, alike on every process and after a resume."""
-        grid = size_grid(self.model.config) if self.args.elastic else []
+        model: Any = self.model
+        grid = size_grid(model.config) if self.args.elastic else []
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
         chosen = torch.randperm(len(grid), generator=generator)[: self.args.elastic_samples].tolist()
         return [None, *(grid[index] for index in chosen)]

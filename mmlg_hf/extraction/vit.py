@@ -36,12 +36,13 @@ def stock_vit(ancestor: Any, image_size: int | None = None) -> Any:
     """
     if isinstance(ancestor, Dinov2ForImageClassification):
         features, labels = vit_of_dinov2(ancestor.dinov2, image_size), ancestor.config
+        head: Any = ancestor.classifier
         config = ViTConfig(**features.config.to_dict() | {"id2label": labels.id2label, "label2id": labels.label2id})
         with torch.device("meta"):
             classifier = ViTForImageClassification(config)
         state = {f"vit.{name}": tensor for name, tensor in features.state_dict().items()}
-        state["classifier.weight"] = ancestor.classifier.weight[:, : config.hidden_size].clone()
-        state["classifier.bias"] = ancestor.classifier.bias.clone()
+        state["classifier.weight"] = head.weight[:, : config.hidden_size].clone()
+        state["classifier.bias"] = head.bias.clone()
         classifier.load_state_dict(state, assign=True)
         return classifier.requires_grad_(False).eval()
     if isinstance(ancestor, Dinov2Model):
@@ -101,7 +102,7 @@ def _check(model: Any) -> None:
         raise LearngeneError("this Dinov2Model has a gated MLP (SwiGLU), as DINOv2 giant has, which no ViT has")
 
 
-def _positions(model: Dinov2Model, image_size: int | None) -> Tensor:
+def _positions(model: Any, image_size: int | None) -> Tensor:
     """The position embeddings [1, 1 + patches, D] for pictures of a size."""
     embeddings = model.embeddings
     if image_size is None:

@@ -1,4 +1,4 @@
-"""`LearngeneModel` under transformers' `ModelTesterMixin` and `ConfigTester`; run by run.py beside this file."""
+"""Genes of every family under transformers' `ModelTesterMixin` and `ConfigTester`; run by run.py beside this file."""
 
 import unittest
 
@@ -7,6 +7,7 @@ import torch
 from transformers.testing_utils import torch_device
 
 from mmlg_hf import LearngeneConfig, LearngeneError, LearngeneForImageClassification, LearngeneModel
+from mmlg_hf.modeling_learngene import LearngeneSiglipModel
 
 from ..test_configuration_common import ConfigTester
 from ..test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, random_attention_mask
@@ -14,6 +15,7 @@ from ..test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, 
 ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 VISION = ENCODER | {"image_size": 30, "patch_size": 2, "num_channels": 3}
 TEXT = ENCODER | {"vocab_size": 99, "max_position_embeddings": 64}
+FAMILY_TEXT = {"siglip": {"projection_size": 32}}
 
 
 def pixels():
@@ -33,8 +35,11 @@ class _Tester:
     batch_size = 12
     is_training = True
 
+    family = "clip"
+
     def get_config(self):
-        return LearngeneConfig(vision_config=VISION, text_config=TEXT, projection_dim=64)
+        text = TEXT | FAMILY_TEXT.get(self.family, {})
+        return LearngeneConfig(family=self.family, vision_config=VISION, text_config=text, projection_dim=64)
 
     def prepare_config_and_inputs_for_common(self):
         return self.get_config(), self.get_inputs()
@@ -64,6 +69,18 @@ class GeneTester(_Tester):
 
     def get_inputs(self):
         return pixels() | texts()
+
+
+class MetaClip2GeneTester(GeneTester):
+    """A gene of a MetaCLIP 2."""
+
+    family = "metaclip_2"
+
+
+class SiglipGeneTester(GeneTester):
+    """A gene of a SigLIP."""
+
+    family = "siglip"
 
 
 class ImageGeneTester(VisionTester):
@@ -143,6 +160,22 @@ class LearngeneModelTest(_GeneTest, unittest.TestCase):
     # Compares `logits` or `last_hidden_state`, which CLIPOutput has not.
     for name in filter(lambda name: name.startswith("test_eager_matches_batched"), dir(ModelTesterMixin)):
         vars()[name] = unittest.skip("CLIPOutput has neither logits nor last_hidden_state")(lambda self: None)
+
+
+class MetaClip2GeneTest(LearngeneModelTest):
+    def setUp(self):
+        self.model_tester = MetaClip2GeneTester()
+
+    @unittest.skip("the config is that of LearngeneModelTest")
+    def test_config(self):
+        pass
+
+
+class SiglipGeneTest(MetaClip2GeneTest):
+    all_model_classes = (LearngeneSiglipModel,)
+
+    def setUp(self):
+        self.model_tester = SiglipGeneTester()
 
 
 class LearngeneForImageClassificationTest(_GeneTest, unittest.TestCase):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import socket
+import time
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -92,6 +93,10 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     def _dispatch(self) -> None:
         header = self.headers.get("Authorization")
         self.user = self.hub.state.user(header.removeprefix("Bearer ") if header else None)
+        for old, new in self.hub.state.renamed.items():
+            if f"/{old}/" in f"{self.route}/":
+                self._send(307, b"", {"Location": self.path.replace(old, new)})
+                return
         for method, pattern, name in self.ROUTES:
             if method == self.command and (match := re.fullmatch(pattern, self.route)):
                 getattr(self, name)(**{key: value and unquote(value) for key, value in match.groupdict().items()})
@@ -105,15 +110,20 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         if fault is not None and fault.kind == "corrupt" and content:
             content = content[:-1] + bytes([content[-1] ^ 0xFF])
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        announced = len(content) + (fault.keep if fault is not None and fault.kind == "length" else 0)
+        for name, value in {"Content-Length": str(announced), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         sent = b"" if self.command == "HEAD" else content
         if fault is not None and fault.kind == "cut":
             sent = sent[: fault.keep]
         self._log(status, len(sent))
-        self.wfile.write(sent)
-        if fault is not None and fault.kind == "cut":
+        pieces = 10 if fault is not None and fault.kind == "drip" else 1
+        step = -(-len(sent) // pieces) or 1
+        for start in range(0, len(sent), step):
+            self.wfile.write(sent[start : start + step])
+            time.sleep(0.02 * (pieces - 1))
+        if fault is not None and fault.kind in ("cut", "length"):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True

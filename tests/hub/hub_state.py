@@ -112,6 +112,7 @@ class HubState:
         self.users: dict[str, User] = {}
         self.repos: dict[str, Repo] = {}
         self.large_files: dict[str, bytes] = {}
+        self.renamed: dict[str, str] = {}  # which the Hub redirects
 
     def user(self, token: str | None) -> User | None:
         """The account of a token; None without one; an unknown token is refused."""
