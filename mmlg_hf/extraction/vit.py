@@ -38,7 +38,6 @@ def stock_vit(ancestor: Any, image_size: int | None = None) -> Any:
         features, labels = vit_of_dinov2(ancestor.dinov2, image_size), ancestor.config
         head: Any = ancestor.classifier
         config = ViTConfig(**features.config.to_dict() | {"id2label": labels.id2label, "label2id": labels.label2id})
-        head: Any = ancestor.classifier
         with torch.device("meta"):
             classifier = ViTForImageClassification(config)
         state = {f"vit.{name}": tensor for name, tensor in features.state_dict().items()}
