@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data import picture_files
 from ..errors import LearngeneError, first_line, require
 from ..shell.printing import say
 from . import html
 from .drawn import draw_examples
-from .pictures import Album, files_in, read_picture
+from .pictures import Album, read_picture
 from .sizes import Grown, Sizes, read_labels
 
 FOUND = 6  # pictures that each size shows
@@ -74,7 +75,7 @@ def build_page(gene: str | os.PathLike, *, pictures: str | os.PathLike | None = 
     gradio: Any = _gradio()
     sizes = Sizes(gene, **hub_kwargs)
     examples = draw_examples(Path(tempfile.mkdtemp(prefix="mmlg-")))
-    album = Album(files_in(pictures) if pictures is not None else examples, max(256, sizes.image_size))
+    album = Album(picture_files(pictures) if pictures is not None else examples, max(256, sizes.image_size))
     with gradio.Blocks(title=f"{sizes.name}: sizes side by side", analytics_enabled=False, delete_cache=_KEPT) as page:
         gradio.HTML(_head(sizes), elem_id="mmlg-head")
         with gradio.Row(equal_height=True):
@@ -163,7 +164,7 @@ def _naming_tab(gradio: Any, sizes: Sizes, sliders: list[Any], examples: Sequenc
 
     event = (name, [*sliders, picture, labels], shown)
     picture.change(*event, **_QUIETLY)
-    labels.input(*event, **_QUIETLY)
+    labels.change(*event, **_QUIETLY)
     return event
 
 
@@ -201,7 +202,7 @@ def _searching_tab(gradio: Any, sizes: Sizes, sliders: list[Any], album: Album) 
         return chosen, html.hint(chosen.told())
 
     event = (search, [*sliders, own, text], shown)
-    text.input(*event, **_QUIETLY)
+    text.change(*event, **_QUIETLY)
     for button in (folder, files):
         button.upload(choose, button, [own, told], api_visibility="private").then(*event, **_QUIETLY)
     return event

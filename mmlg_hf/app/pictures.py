@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from .sizes import Grown, Sizes
 
 MOST_PIXELS = 50_000_000
 MOST_PICTURES = 300
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _NAMES_TOLD = 3
 
 
@@ -108,20 +106,6 @@ class Album:
             return text
         more = f", and {len(self.left_out) - _NAMES_TOLD} more" if len(self.left_out) > _NAMES_TOLD else ""
         return f"{text}; left out: {'; '.join(self.left_out[:_NAMES_TOLD])}{more}"
-
-
-def files_in(folder: str | os.PathLike) -> list[Path]:
-    """The files of a folder, and of those in it, that are named as pictures are, by name.
-
-    Raises:
-        LearngeneError: it is no folder, or has none.
-    """
-    if not os.path.isdir(folder):
-        raise LearngeneError(f"{os.fspath(folder)!r} is no folder: give one with pictures in it")
-    found = [path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
-    if not found:
-        raise LearngeneError(f"{os.fspath(folder)!r} has no pictures in it ({', '.join(SUFFIXES)})")
-    return found
 
 
 def shrunk(picture: Image.Image, side: int) -> Image.Image:

@@ -34,6 +34,10 @@ def export(
     output: Annotated[Path, typer.Option(help="Folder to write; it must not exist, or be empty.")],
     to: Annotated[Format, typer.Option(help="What shall run the files.")] = Format.onnx,
     int8: Annotated[bool, typer.Option("--int8", help="Write files in int8 as well (ONNX).")] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Folder of pictures like those to come, for static int8.", show_default="dynamic int8"),
+    ] = None,
     whole: Annotated[
         bool, typer.Option("--whole", help="One file that compares pictures with texts, not one for each encoder.")
     ] = False,
@@ -67,6 +71,7 @@ def export(
         whole=whole,
         normalised=not raw,
         int8=int8,
+        calibration=calibration,
         **hub,
     )
     if as_json:

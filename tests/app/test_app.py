@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from mmlg_hf import LearngeneError, from_learngene
 from mmlg_hf.app import drawn, html, page, pictures, sizes
-from mmlg_hf.app.pictures import Album, files_in, read_picture, shrunk
+from mmlg_hf.app.pictures import Album, read_picture, shrunk
 from mmlg_hf.app.sizes import Sizes, read_labels, shares_of
 from mmlg_hf.cli import app
 from mmlg_hf.evaluation.dual_encoders import embed_images, embed_texts
@@ -111,9 +112,11 @@ def test_a_siglip_judges_each_label_by_itself():
 
 def test_the_bundled_gene_names_its_drawn_examples_and_grows_in_well_under_a_second(tmp_path):
     own = Sizes("mmlg-fashion-48")
+    start = time.process_time()  # and not the wall clock's, which other processes slow down
+    own.gene.descendant(6, 192)
+    assert time.process_time() - start < 1
     grown = own.grow(6, 192)
     assert grown.parameters == 5_048_449
-    assert grown.seconds < 1
     labels = read_labels(page.LABELS)
     expected = {"shirt": "shirt", "shoe": "shoe", "watch": "watch", "bag": "handbag"}
     for path in drawn.draw_examples(tmp_path):
@@ -197,16 +200,6 @@ def test_an_album_without_pictures_is_told(files, monkeypatch):
     monkeypatch.setattr(pictures, "MOST_PICTURES", 1)
     with pytest.raises(LearngeneError, match="these are 2 files, and the page searches 1 at most"):
         Album([files / "red.png", files / "blue.png"])
-
-
-def test_a_folder_of_pictures_is_found_by_the_names_of_its_files(files, tmp_path_factory):
-    (files / "below").mkdir()
-    pico_image("red", "blue").save(files / "below" / "more.JPG")
-    assert [path.name for path in files_in(files)] == [".hidden.png", "more.JPG", "blue.png", "broken.png", "red.png"]
-    with pytest.raises(LearngeneError, match="has no pictures in it"):
-        files_in(tmp_path_factory.mktemp("empty"))
-    with pytest.raises(LearngeneError, match="is no folder"):
-        files_in(files / "nowhere")
 
 
 # --- the page's parts ------------------------------------------------------------------------------------------------
