@@ -75,4 +75,6 @@ def _load(learngene: Any, settings: dict[str, Any], hub_kwargs: dict[str, Any]) 
     check_folder(folder, os.fspath(learngene))
     config = LearngeneConfig.from_pretrained(folder)
     cls: Any = LearngeneForImageClassification if config.text_config is None else LearngeneModel
+    if settings.get("_only_to_grow"):  # to read and check it a second time would take longer than to grow
+        settings = {**settings, "config": config}
     return cls.from_pretrained(learngene, **settings, **hub_kwargs)
