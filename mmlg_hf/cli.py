@@ -3,6 +3,7 @@
 torch and transformers are imported when a command runs, so that `--help` answers at once.
 """
 
+import os
 import platform
 from enum import Enum
 from pathlib import Path
@@ -19,6 +20,7 @@ from .clip_moe.cli import app as clip_moe_app
 from .errors import LearngeneError
 from .export.cli import COMPARE_EPILOG, EXPORT_EPILOG, compare, export
 from .saving import check_writable, whole_folder, write_json
+from .shell.devices import Device, find_device
 from .shell.failing import FIELDS, ErrorsInOneSentence
 from .shell.printing import AsJson, console, print_json, say, stdout_for_json
 
@@ -120,7 +122,7 @@ def extract(
     Every other field of ExtractionArguments and TrainingArguments is an option under its own name, after ANCESTOR:
     --num_unimodal_blocks 2 --mixing chebyshev --muon_learning_rate 2e-3 --bf16 --save_steps 200 ...
     """
-    if not resume:
+    if not resume and os.environ.get("RANK", "0") == "0":  # others may come when the first has begun to write
         _check_empty(output, but="ancestor_outputs")  # kept by their content: a run that was killed early leaves them
     check_writable(output)
     from .extraction.extracting import extract_learngene
@@ -334,6 +336,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Measure only this many rows, from the first.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images or texts in one forward pass.")] = 64,
+    device: Device = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write the figures to as well.")] = None,
     as_json: AsJson = False,
     revision: Revision = None,
@@ -344,10 +347,12 @@ def evaluate(
     from .data import load_image_text
     from .evaluation.loading import load_classifier, load_dual_encoder
 
+    place = find_device(device)
     rows: Any = load_image_text(data, split)
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
-    columns: dict[str, Any] = {"image_column": image_column, "batch_size": batch_size, "progress": True}
+    columns: dict[str, Any] = {"image_column": image_column, "batch_size": batch_size}
+    columns |= {"device": place, "progress": True}
     if task is Task.classification:
         from .evaluation.classification import evaluate_classification
 
