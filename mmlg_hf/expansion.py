@@ -271,10 +271,14 @@ def factor_table(table: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return (table.double() @ directions).to(table.dtype), directions.to(table.dtype)
 
 
-def join_table(factor: Tensor, projection: Tensor) -> Tensor:
-    """Compute the whole table [V, D] from the factors of `factor_table`."""
+def join_table(factor: Tensor, projection: Tensor, out: Tensor | None = None) -> Tensor:
+    """Compute the whole table [V, D] from the factors of `factor_table`, into `out` of any type where it is given."""
     with torch.autocast(factor.device.type, enabled=False):  # as in `expand_layers`
-        return factor @ projection.T
+        if out is None:
+            return factor @ projection.T
+        if (out.dtype, out.device) == (factor.dtype, factor.device):
+            return torch.mm(factor, projection.T, out=out)
+        return out.copy_(factor @ projection.T)
 
 
 def depth_of(coefficients: Tensor | Mapping[str, Tensor]) -> int:

@@ -1,5 +1,7 @@
 """What a gene's model is made of: blocks, layers that take their weights with each call, and encoders of those."""
 
+from copy import copy
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -129,13 +131,27 @@ class ExpandedEncoderLayer(GradientCheckpointingLayer):
         return functional_call(self.layer, named, (hidden_states, attention_mask), kwargs)
 
 
+def _replica(module: nn.Module) -> nn.Module:
+    """A module of its own that holds what a weightless one does, in a part of the time that making it anew takes."""
+    other = copy(module)
+    for name, held in module.__dict__.items():
+        if isinstance(held, (dict, set)):
+            other.__dict__[name] = held.copy()
+    for name, child in module._modules.items():
+        if child is not None:
+            other._modules[name] = _replica(child)
+    return other
+
+
 class ExpandedEncoder(CLIPEncoder):
     """A stock encoder over expanded layers; `layer_weights`, by modality, reach it as a keyword argument."""
 
     def __init__(self, config, modality: str):
         nn.Module.__init__(self)
         self.config, self.modality = config, modality
-        self.layers = nn.ModuleList([ExpandedEncoderLayer(config) for _ in range(config.num_hidden_layers)])
+        first = ExpandedEncoderLayer(config)
+        others = [_replica(first) for _ in range(config.num_hidden_layers - 1)]
+        self.layers = nn.ModuleList([first, *others])
         self.gradient_checkpointing = False
 
     def forward(

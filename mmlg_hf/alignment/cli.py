@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from ..saving import check_writable
+from ..shell.devices import Device, train_on
 from ..shell.options import (
     BatchSize,
     Data,
@@ -67,10 +68,12 @@ def align(
     vision_revision: Revision = None,
     text_revision: Revision = None,
     seed: Seed = 42,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Align an image encoder and a text encoder with LilT, or another recipe, and save what was trained."""
     check_writable(output)
+    trained_on = train_on(device)
     from transformers import TrainingArguments, set_seed
 
     from ..data import find_columns, load_image_text
@@ -108,6 +111,7 @@ def align(
         max_steps=max_steps,
         seed=seed,
         **_SETTINGS,
+        **trained_on,
     )
     checkpoint = last_checkpoint(output)
     run = _describe_run(model, processor, rows, columns, args)
@@ -116,13 +120,13 @@ def align(
     collator = ImageTextCollator(processor, max_length=max_length, **columns)
     with stdout_for_json(as_json):
         model.print_trainable_parameters()
-        before = _retrieval(model, held_out, processor, columns)
+        before = _retrieval(model, held_out, processor, columns, args.device)
         trainer = ContrastiveTrainer(model, args, train_dataset=rows, data_collator=collator)
         trainer.train(resume_from_checkpoint=checkpoint)
         model.save_pretrained(output, trained_only=False if whole else None)
         processor.save_pretrained(output)
         write_card(output, model.config, repo_id=str(output))
-        after = _retrieval(model, held_out, processor, columns)
+        after = _retrieval(model, held_out, processor, columns, args.device)
     size = (output / "model.safetensors").stat().st_size
     if as_json:
         print_json({"output": str(output), "bytes": size, "retrieval": {"before": before, "after": after}})
@@ -154,10 +158,10 @@ def _describe_run(model: Any, processor: Any, rows: Any, columns: dict[str, Any]
     }
 
 
-def _retrieval(model: Any, rows: Any, processor: Any, columns: dict[str, Any]) -> dict[str, float]:
+def _retrieval(model: Any, rows: Any, processor: Any, columns: dict[str, Any], device: Any) -> dict[str, float]:
     from ..evaluation.dual_encoders import evaluate_retrieval
 
-    return {} if rows is None else evaluate_retrieval(model, rows, processor, **columns)
+    return {} if rows is None else evaluate_retrieval(model, rows, processor, device=device, **columns)
 
 
 def _show(before: dict[str, float], after: dict[str, float]) -> None:

@@ -1,5 +1,6 @@
 """`mmlg extract`: a gene from an ancestor and data."""
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -57,7 +58,7 @@ def extract(
     Every other field of ExtractionArguments and TrainingArguments is an option under its own name, after ANCESTOR:
     --num_unimodal_blocks 2 --mixing chebyshev --muon_learning_rate 2e-3 --bf16 --save_steps 200 ...
     """
-    if not resume:
+    if not resume and os.environ.get("RANK", "0") == "0":  # others may come when the first has begun to write
         check_empty(output, but="ancestor_outputs")  # kept by their content: a run that was killed early leaves them
     check_writable(output)
     from ..extraction.extracting import extract_learngene

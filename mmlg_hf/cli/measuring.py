@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from ..saving import check_writable, write_json
+from ..shell.devices import Device, find_device
 from ..shell.options import Data, ImageColumn, Revision, TextColumn, given
 from ..shell.printing import AsJson, console, print_json, say, stdout_for_json
 
@@ -39,6 +40,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Measure only this many rows, from the first.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images or texts in one forward pass.")] = 64,
+    device: Device = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write the figures to as well.")] = None,
     as_json: AsJson = False,
     revision: Revision = None,
@@ -49,10 +51,12 @@ def evaluate(
     from ..data import load_image_text
     from ..evaluation.loading import load_classifier, load_dual_encoder
 
+    place = find_device(device)
     rows: Any = load_image_text(data, split)
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
-    columns: dict[str, Any] = {"image_column": image_column, "batch_size": batch_size, "progress": True}
+    columns: dict[str, Any] = {"image_column": image_column, "batch_size": batch_size}
+    columns |= {"device": place, "progress": True}
     if task is Task.classification:
         from ..evaluation.classification import evaluate_classification
 

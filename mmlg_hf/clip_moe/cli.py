@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..errors import LearngeneError, first_line
 from ..saving import check_writable, whole_folder
+from ..shell.devices import Device, train_on
 from ..shell.options import (
     BatchSize,
     Data,
@@ -48,6 +49,7 @@ def diversify(
     text_column: TextColumn = None,
     limit: Limit = None,
     seed: Seed = 42,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune diversified experts of a CLIP: one stage for each, on clusters of the stages before."""
@@ -61,7 +63,7 @@ def diversify(
         num_clusters=num_clusters,
         max_dropped=max_dropped,
         label_smoothing_factor=label_smoothing,
-        **_training(output, batch_size, learning_rate, epochs, max_steps, seed),
+        **_training(output, batch_size, learning_rate, epochs, max_steps, seed, device),
     )
     with stdout_for_json(as_json):
         experts = run(base, rows, args, processor=processor)
@@ -119,6 +121,7 @@ def train_router(
     text_column: TextColumn = None,
     limit: Limit = None,
     seed: Seed = 42,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Train the routers of a mixture, and plot how its experts are used."""
@@ -129,7 +132,7 @@ def train_router(
 
     processor, rows = _inputs(mixture, data, split, image_column, text_column, limit)
     args = RouterArguments(
-        train_experts=train_experts, **_training(output, batch_size, learning_rate, epochs, max_steps, seed)
+        train_experts=train_experts, **_training(output, batch_size, learning_rate, epochs, max_steps, seed, device)
     )
     with stdout_for_json(as_json):
         goes_on = last_checkpoint(output) is not None
@@ -142,7 +145,13 @@ def train_router(
 
 
 def _training(
-    output: Path, batch_size: int, learning_rate: float, epochs: float, max_steps: int, seed: int
+    output: Path,
+    batch_size: int,
+    learning_rate: float,
+    epochs: float,
+    max_steps: int,
+    seed: int,
+    device: str | None,
 ) -> dict[str, Any]:
     return {
         "output_dir": str(output),
@@ -155,6 +164,7 @@ def _training(
         "save_total_limit": 1,
         "logging_steps": 10,
         "report_to": "none",
+        **train_on(device),
     }
 
 
