@@ -153,6 +153,66 @@ def expand_layers(
     return expanded
 
 
+# Integers of a type's size: as such, numbers are compared bit by bit, in half of the time.
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _same_bits(tensor: Tensor, copy: Tensor) -> bool:
+    if (tensor.shape, tensor.dtype, tensor.device) != (copy.shape, copy.dtype, copy.device):
+        return False
+    bits = _BITS[tensor.element_size()]
+    return torch.equal(tensor.view(bits), copy.view(bits))
+
+
+class KeptLayers:
+    """The layers of encoders as they were last expanded, for as long as nothing changes that they were expanded from.
+
+    What they were expanded from is kept as a copy and compared bit by bit, at a small part of the cost of expanding
+    it: a tensor's version says nothing of `.data` that was written to, nor of inference tensors. A copy of this, or a
+    pickle, is empty.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[dict, dict, dict] = {}, {}, {}
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return KeptLayers, ()
+
+    def clear(self) -> None:
+        """Forget them, and free their memory."""
+        self._kept = {}, {}, {}
+
+    def expand(self, sources: Mapping[str, tuple]) -> dict[str, dict[str, Tensor]]:
+        """Return `expand_layers` of each encoder, by name; `sources` are its arguments, by the same names.
+
+        The layers are shared by all who ask: they are not to be written to, and no gradient flows through them.
+        """
+        about, tensors = _taken_apart(sources)
+        known, copies, layers = self._kept  # read at once: another thread may put others there
+        if not all(_same_bits(tensor, copies[key]) for key, tensor in tensors.items() if key in copies):
+            known, copies, layers = {}, {}, {}
+        new = [encoder for encoder in sources if known.get(encoder) != about[encoder]]
+        if new:
+            with torch.no_grad():
+                layers = layers | {encoder: expand_layers(*sources[encoder]) for encoder in new}
+                more = {key: tensor.detach().clone() for key, tensor in tensors.items() if key not in copies}
+            self._kept = known | about, copies | more, layers
+        return {encoder: layers[encoder] for encoder in sources}
+
+
+def _taken_apart(sources: Mapping[str, tuple]) -> tuple[dict[str, tuple], dict[tuple, Tensor]]:
+    """Return the arguments of `expand_layers` for several encoders as settings of each, and the tensors of all."""
+    about: dict[str, tuple] = {}
+    tensors: dict[tuple, Tensor] = {}
+    for encoder, (multimodal, unimodal, coefficients, sizes, norm_scale) in sources.items():
+        mixing = {"": coefficients} if isinstance(coefficients, Tensor) else coefficients
+        tensors |= {("multimodal", name): block for name, block in multimodal.items()}
+        tensors |= {(encoder, "blocks", name): block for name, block in unimodal.items()}
+        tensors |= {(encoder, "coefficients", name): matrix for name, matrix in mixing.items()}
+        about[encoder] = (list(multimodal), list(unimodal), list(mixing), dict(sizes), norm_scale)
+    return about, tensors
+
+
 def sum_type(stored: torch.dtype) -> torch.dtype:
     """The type in which weights stored in a type are summed for a descendant: float32, or their own if it is finer."""
     return torch.promote_types(stored, torch.float32)
@@ -211,10 +271,14 @@ def factor_table(table: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return (table.double() @ directions).to(table.dtype), directions.to(table.dtype)
 
 
-def join_table(factor: Tensor, projection: Tensor) -> Tensor:
-    """Compute the whole table [V, D] from the factors of `factor_table`."""
+def join_table(factor: Tensor, projection: Tensor, out: Tensor | None = None) -> Tensor:
+    """Compute the whole table [V, D] from the factors of `factor_table`, into `out` of any type where it is given."""
     with torch.autocast(factor.device.type, enabled=False):  # as in `expand_layers`
-        return factor @ projection.T
+        if out is None:
+            return factor @ projection.T
+        if (out.dtype, out.device) == (factor.dtype, factor.device):
+            return torch.mm(factor, projection.T, out=out)
+        return out.copy_(factor @ projection.T)
 
 
 def depth_of(coefficients: Tensor | Mapping[str, Tensor]) -> int:

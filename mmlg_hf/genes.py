@@ -74,4 +74,6 @@ def _load(learngene: Any, settings: dict[str, Any], hub_kwargs: dict[str, Any]) 
         hub_kwargs = {**hub_kwargs, "revision": commit, "local_files_only": True, "force_download": False}
     check_folder(folder, os.fspath(learngene))
     config = LearngeneConfig.from_pretrained(folder)
+    if settings.get("_only_to_grow"):  # to read and check it a second time would take longer than to grow
+        settings = {**settings, "config": config}
     return class_of_gene(config).from_pretrained(learngene, **settings, **hub_kwargs)

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
+from transformers import initialization as init
 
 from .checkpoints import quiet
 from .configuration_learngene import MAX_LABELS, Size, check_size
@@ -154,7 +155,7 @@ def _is_partly_absent(outer: dict[str, Any], layers: dict[str, tuple[Any, ...]])
 
 def _build_empty(cls: Any, config: Any, dtype: torch.dtype) -> Any:
     """Build a stock class without memory for its weights, in evaluation mode, as `from_pretrained` begins."""
-    with torch.device("meta"):
+    with torch.device("meta"), init.no_init_weights():
         model = cls._from_config(deepcopy(config), dtype=dtype)  # a copy: the gene's own label names are part of it
     model._weight_conversions = []  # it is saved under the names it has
     return model.eval()
@@ -186,7 +187,7 @@ def _fill(model: Any, family: Family, outer: dict[str, Any], layers: dict[str, A
         if isinstance(source, tuple):  # some rows at a time, so that there is no second table
             table, projection = (factor.to(sum_type(factor.dtype)) for factor in source)
             for rows, target in zip(table.split(4096), weights[name].split(4096), strict=True):
-                target.copy_(join_table(rows, projection))
+                join_table(rows, projection, target)
         else:
             weights[name].copy_(source)
     stacks: dict[str, dict[str, list[Tensor]]] = {modality: {name: [] for name in LAYER_AXES} for modality in layers}

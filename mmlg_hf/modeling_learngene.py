@@ -1,4 +1,4 @@
-"""The gene as a working model: blocks, and the auxiliary CLIP whose layers are weighted sums of them."""
+"""The gene as a working model: the auxiliary CLIP, SigLIP or ViT whose layers are weighted sums of its blocks."""
 
 from typing import Any
 
@@ -8,33 +8,17 @@ from torch.func import functional_call
 from transformers import (
     CLIPForImageClassification,
     CLIPModel,
-    CLIPTextModel,
-    CLIPVisionModel,
     SiglipModel,
-    SiglipTextModel,
-    SiglipVisionModel,
     ViTForImageClassification,
-    ViTModel,
 )
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import (
-    CLIPEncoder,
-    CLIPEncoderLayer,
     CLIPPreTrainedModel,
-    CLIPTextEmbeddings,
-    CLIPVisionEmbeddings,
 )
-from transformers.models.metaclip_2.modeling_metaclip_2 import MetaClip2TextModel
 from transformers.models.siglip.modeling_siglip import (
-    SiglipEncoderLayer,
-    SiglipMultiheadAttentionPoolingHead,
     SiglipPreTrainedModel,
-    SiglipTextEmbeddings,
-    SiglipVisionEmbeddings,
 )
-from transformers.models.vit.modeling_vit import ViTEmbeddings, ViTLayer, ViTPooler, ViTPreTrainedModel
+from transformers.models.vit.modeling_vit import ViTPreTrainedModel
 from transformers.utils import logging
 
 from .configuration_learngene import LearngeneConfig
@@ -43,6 +27,7 @@ from .expansion import (
     LAYER_AXES,
     TOKEN_EMBEDDING,
     TOKEN_PROJECTION,
+    KeptLayers,
     expand_layers,
     interpolate_coefficients,
     join_table,
@@ -52,245 +37,25 @@ from .expansion import (
     sum_type,
     take_slice,
 )
-from .families import FAMILIES, encoders_of, stock_class
+from .families import encoders_of, stock_class
 from .gene_files import StrictLoadingMixin
 from .growth import DescendantMixin
+from .modeling_encoders import (
+    LearngeneBlocks,
+    LearngeneMetaClip2TextModel,
+    LearngeneSiglipTextModel,
+    LearngeneSiglipVisionModel,
+    LearngeneTextModel,
+    LearngeneVisionModel,
+    LearngeneViTEncoder,
+    StackedParameters,
+    encoder_sizes,
+)
 
 logger = logging.get_logger(__name__)
 
 BLOCKS = {"image": "vision_blocks", "text": "text_blocks"}
 COEFFICIENTS = {"image": "vision_coefficients", "text": "text_coefficients"}
-
-
-def encoder_sizes(config) -> dict[str, int]:
-    """Sizes of the axes named in `expansion.LAYER_AXES` and `families.Family.outer` for one encoder's config."""
-    sizes = {"hidden": config.hidden_size, "mlp": config.intermediate_size}
-    embed = getattr(config, "projection_size", None)
-    return sizes if embed is None else {**sizes, "embed": embed}
-
-
-class StackedParameters(nn.Module):
-    """Weight and bias of one linear or LayerNorm module, stacked over blocks, each [num_blocks, ...]."""
-
-    def __init__(self, weight_shape: tuple[int, ...], bias_shape: tuple[int, ...], starts_constant: bool):
-        super().__init__()
-        self.is_norm = len(weight_shape) == 2
-        self.starts_constant = starts_constant
-        self.weight = nn.Parameter(torch.empty(weight_shape))
-        self.bias = nn.Parameter(torch.empty(bias_shape))
-
-    def initialise(self, factor: float) -> None:
-        """Initialise as TLEG does: weights trunc-normal 0.02; LayerNorm 1 in the constant block, 0 in the others."""
-        if self.is_norm:
-            ones = torch.zeros_like(self.weight)
-            ones[: int(self.starts_constant)] = 1
-            init.copy_(self.weight, ones)
-        else:
-            init.trunc_normal_(self.weight, std=0.02 * factor)
-        init.zeros_(self.bias)
-
-
-class LearngeneBlocks(nn.Module):
-    """A stack of blocks: the parameters of CLIP's encoder layer under their own names, each [blocks, ...].
-
-    Args:
-        config: of the encoder whose sizes they have.
-        counts: how many blocks there are of each parameter; those of which there are none are left out.
-        starts_constant: whether the first block's mixing coefficient is 1 in every layer.
-    """
-
-    def __init__(self, config, counts: dict[str, int], starts_constant: bool):
-        super().__init__()
-        sizes = encoder_sizes(config)
-        shapes = {
-            name: (counts[name], *(sizes[axis] for axis in axes if axis is not None))
-            for name, axes in LAYER_AXES.items()
-            if counts[name]
-        }
-        for owner in dict.fromkeys(name.rsplit(".", 1)[0] for name in shapes):
-            *path, leaf = owner.split(".")
-            module: nn.Module = self
-            for part in path:
-                if not hasattr(module, part):
-                    module.add_module(part, nn.Module())
-                module = getattr(module, part)
-            stacked = StackedParameters(shapes[f"{owner}.weight"], shapes[f"{owner}.bias"], starts_constant)
-            module.add_module(leaf, stacked)
-
-
-def _weightless(layer: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    """Make of a stock encoder layer one with every parameter None: the weights come with each call."""
-
-    class Weightless(layer):  # type: ignore[valid-type]
-        # Checkpointed inside the functional call, it would be replayed after the weights are gone: the layer around
-        # it does the checkpointing.
-        gradient_checkpointing = property(lambda self: False, lambda self, value: None)
-
-        def __init__(self, config):
-            with torch.device("meta"):
-                super().__init__(config)
-            for name in names:
-                owner, leaf = name.rsplit(".", 1)
-                setattr(self.get_submodule(owner), leaf, None)
-
-    return Weightless
-
-
-# By family, what the parameters of `LAYER_AXES` are called in its layers, and the layer.
-_LAYER_NAMES = {kind: tuple(map(FAMILIES[kind].in_layer, LAYER_AXES)) for kind in ("clip", "siglip", "vit")}
-_STOCK_LAYERS = {"clip": CLIPEncoderLayer, "siglip": SiglipEncoderLayer, "vit": ViTLayer}
-_WEIGHTLESS = {kind: _weightless(layer, _LAYER_NAMES[kind]) for kind, layer in _STOCK_LAYERS.items()}
-
-
-class ExpandedEncoderLayer(GradientCheckpointingLayer):
-    """A layer of an encoder, run by the stock layer on weights that come with each call."""
-
-    def __init__(self, config):
-        super().__init__()
-        kind = next((kind for kind in ("siglip", "vit") if config.model_type.startswith(kind)), "clip")
-        self.names, self.layer = _LAYER_NAMES[kind], _WEIGHTLESS[kind](config)
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, *weights: Tensor, **kwargs):
-        """Run on weights in the order of `LAYER_AXES`. hidden_states: [batch, tokens, hidden_size]."""
-        named = dict(zip(self.names, weights, strict=True))
-        return functional_call(self.layer, named, (hidden_states, attention_mask), kwargs)
-
-
-class ExpandedEncoder(CLIPEncoder):
-    """A stock encoder over expanded layers; `layer_weights`, by modality, reach it as a keyword argument."""
-
-    def __init__(self, config, modality: str):
-        nn.Module.__init__(self)
-        self.config, self.modality = config, modality
-        self.layers = nn.ModuleList([ExpandedEncoderLayer(config) for _ in range(config.num_hidden_layers)])
-        self.gradient_checkpointing = False
-
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        layer_weights: dict[str, dict[str, Tensor]],
-        **kwargs,
-    ):
-        """Run the layers on `layer_weights[modality]`, [depth, ...] by layer parameter, as a stock encoder does."""
-        hidden_states = inputs_embeds
-        own = layer_weights[self.modality]
-        by_layer = zip(*(own[name].unbind(0) for name in LAYER_AXES), strict=True)
-        for layer, weights in zip(self.layers, by_layer, strict=True):
-            # Positional, as reentrant checkpointing wants everything that takes a gradient.
-            hidden_states = layer(hidden_states, attention_mask, *weights, **kwargs)
-        return BaseModelOutput(last_hidden_state=hidden_states)
-
-
-class LearngeneVisionModel(CLIPVisionModel):
-    """CLIP's image encoder whose layers hold no weights."""
-
-    def __init__(self, config):
-        CLIPPreTrainedModel.__init__(self, config)
-        self.embeddings = CLIPVisionEmbeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.encoder = ExpandedEncoder(config, "image")
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.post_init()
-
-
-class _FactoredTokens:
-    """Text embeddings with a token embedding of a lower rank, projected to the width (ALBERT)."""
-
-    def __init__(self, config, rank: int):
-        super().__init__(config)  # type: ignore[call-arg]
-        self.token_embedding = nn.Embedding(config.vocab_size, rank)
-        self.token_projection = nn.Linear(rank, config.hidden_size, bias=False)
-
-    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None) -> Tensor:
-        """Embed tokens [batch, tokens] as [batch, tokens, hidden_size], as the stock embeddings do."""
-        if inputs_embeds is None:
-            inputs_embeds = self.token_projection(self.token_embedding(input_ids))
-        return super().forward(input_ids, position_ids, inputs_embeds)
-
-
-class FactoredTextEmbeddings(_FactoredTokens, CLIPTextEmbeddings):
-    """CLIP's text embeddings with a factored token embedding."""
-
-
-class FactoredSiglipTextEmbeddings(_FactoredTokens, SiglipTextEmbeddings):
-    """SigLIP's text embeddings with a factored token embedding."""
-
-
-class _InitialisesFactors:
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, _FactoredTokens):  # so that the product has the spread of a whole table
-            init.normal_(module.token_projection.weight, std=module.token_projection.in_features**-0.5)
-
-
-class LearngeneTextModel(_InitialisesFactors, CLIPTextModel):
-    """CLIP's text encoder whose layers hold no weights; `token_rank` None stores the token embedding whole."""
-
-    def __init__(self, config, token_rank: int | None = None):
-        CLIPPreTrainedModel.__init__(self, config)
-        self.embeddings = FactoredTextEmbeddings(config, token_rank) if token_rank else CLIPTextEmbeddings(config)
-        self.encoder = ExpandedEncoder(config, "text")
-        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.eos_token_id = config.eos_token_id
-        self.post_init()
-
-
-class LearngeneMetaClip2TextModel(LearngeneTextModel):
-    """MetaCLIP 2's: the first end token's state is read, also where its id is 2, CLIP's sign for another rule."""
-
-    forward = MetaClip2TextModel.forward
-
-
-class LearngeneSiglipVisionModel(SiglipVisionModel):
-    """SigLIP's image encoder whose layers hold no weights, with its attention-pooling head."""
-
-    def __init__(self, config):
-        SiglipPreTrainedModel.__init__(self, config)
-        self.embeddings = SiglipVisionEmbeddings(config)
-        self.encoder = ExpandedEncoder(config, "image")
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.use_head = True
-        self.head = SiglipMultiheadAttentionPoolingHead(config)
-        self.post_init()
-
-
-class LearngeneSiglipTextModel(_InitialisesFactors, SiglipTextModel):
-    """SigLIP's text encoder whose layers hold no weights; `token_rank` None stores the token embedding whole."""
-
-    def __init__(self, config, token_rank: int | None = None):
-        SiglipPreTrainedModel.__init__(self, config)
-        factored = FactoredSiglipTextEmbeddings
-        self.embeddings = factored(config, token_rank) if token_rank else SiglipTextEmbeddings(config)
-        self.encoder = ExpandedEncoder(config, "text")
-        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.projection_size)
-        self.post_init()
-
-
-class _NumberedLayer(nn.Module):
-    """A layer that finds its own weights among those of all layers."""
-
-    def __init__(self, config, number: int):
-        super().__init__()
-        self.number, self.expanded = number, ExpandedEncoderLayer(config)
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, *, layer_weights, **kwargs):
-        weights = [layer_weights["image"][name][self.number] for name in LAYER_AXES]
-        return self.expanded(hidden_states, attention_mask, *weights, **kwargs)
-
-
-class LearngeneViTEncoder(ViTModel):
-    """A ViT whose layers hold no weights; `layer_weights`, by modality, reach them as a keyword argument."""
-
-    def __init__(self, config, add_pooling_layer: bool = True):
-        ViTPreTrainedModel.__init__(self, config)
-        self.embeddings = ViTEmbeddings(config)
-        self.layers = nn.ModuleList([_NumberedLayer(config, number) for number in range(config.num_hidden_layers)])
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.pooler = ViTPooler(config) if add_pooling_layer else None
-        self.post_init()
 
 
 class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
@@ -303,6 +68,7 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
     named_buffers: Any
     forward: Any
     training: bool
+    _kept_layers: KeptLayers
 
     def __new__(cls, config: Any = None, *args, **kwargs):
         other = cls if config is None else cls.gene_class(config)
@@ -310,6 +76,7 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
 
     def _build_blocks(self) -> None:
         config = self.config
+        self._kept_layers = KeptLayers()
         multimodal, unimodal = config.num_multimodal_blocks, config.num_unimodal_blocks
         shared_slope = shares_slope(config.mixing, multimodal, unimodal)
         own_slope = bool(multimodal) and unimodal == 1 and not shared_slope
@@ -389,6 +156,23 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         config = encoder_config or self.config.encoder_configs[modality]
         return expand_layers(*self.layer_sources(modality, config))
 
+    def expanded(self, *modalities: str) -> dict[str, dict[str, Tensor]]:
+        """Return the layers of these encoders at the gene's own size, by modality, as `layer_weights` makes them.
+
+        In evaluation mode and without gradients they are expanded once and kept, until a block changes.
+        """
+        sources = {name: self.layer_sources(name, self.config.encoder_configs[name]) for name in modalities}
+        if not self.training and not torch.is_grad_enabled() and _can_be_kept(sources):
+            return self._kept_layers.expand(sources)
+        return {name: expand_layers(*arguments) for name, arguments in sources.items()}
+
+    def train(self, mode: bool = True):
+        """Set the mode as of any module; in training no layers are kept."""
+        if mode:
+            self._kept_layers.clear()
+        stock: Any = super()
+        return stock.train(mode)
+
     def layer_sources(self, modality: str, config) -> tuple[Any, ...]:
         """Return what the layers of one encoder are summed from: the arguments of `expand_layers`."""
         there = self.block_groups()
@@ -464,6 +248,16 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         return cache[key]
 
 
+def _can_be_kept(sources: dict[str, tuple[Any, ...]]) -> bool:
+    """Whether blocks are plain tensors in memory whose values can be asked for: not traced, not over processes."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return False
+    blocks = [block for groups in sources.values() for group in groups[:2] for block in group.values()]
+    return all(type(block) in (Tensor, nn.Parameter) and not block.is_meta for block in blocks)
+
+
 class LearngeneWholeMixin(LearngeneMixin):
     """A gene of both modalities: its features, and its forward as a descendant of another size."""
 
@@ -471,18 +265,15 @@ class LearngeneWholeMixin(LearngeneMixin):
         """Embed images, as the stock model's: `pooler_output` is [batch, projection_dim]."""
         stock: Any = super()
         if "layer_weights" not in kwargs:  # within `forward` they are there
-            kwargs["layer_weights"] = self._expanded("image")
+            kwargs["layer_weights"] = self.expanded("image")
         return stock.get_image_features(*args, **kwargs)
 
     def get_text_features(self, *args, **kwargs):
         """Embed texts, as the stock model's: `pooler_output` is [batch, projection_dim]."""
         stock: Any = super()
         if "layer_weights" not in kwargs:  # within `forward` they are there
-            kwargs["layer_weights"] = self._expanded("text")
+            kwargs["layer_weights"] = self.expanded("text")
         return stock.get_text_features(*args, **kwargs)
-
-    def _expanded(self, *modalities: str) -> dict[str, dict[str, Tensor]]:
-        return {modality: self.layer_weights(modality) for modality in modalities}
 
     def forward(
         self,
@@ -507,7 +298,7 @@ class LearngeneWholeMixin(LearngeneMixin):
         """
         args = (input_ids, pixel_values, attention_mask, position_ids, return_loss, interpolate_pos_encoding)
         if depth is None and width is None:
-            return super().forward(*args, layer_weights=self._expanded("image", "text"), **kwargs)
+            return super().forward(*args, layer_weights=self.expanded("image", "text"), **kwargs)
         config = self.config.descendant_config(depth, width)
         encoders = {"image": config.vision_config, "text": config.text_config}
         return self._run_as(self.config.kin.whole_class, config, encoders, args, kwargs)
@@ -607,8 +398,7 @@ class LearngeneForImageClassification(LearngeneMixin, CLIPForImageClassification
         pixel_values: [batch, channels, height, width]; labels: [batch]; logits: [batch, num_labels].
         """
         if depth is None and width is None:
-            expanded = {"image": self.layer_weights("image")}
-            return super().forward(pixel_values, labels, layer_weights=expanded, **kwargs)
+            return super().forward(pixel_values, labels, layer_weights=self.expanded("image"), **kwargs)
         config = self.config.descendant_config(depth, width, "image")
         config.id2label, config.problem_type = self.config.id2label, self.config.problem_type
         encoders = {"image": config.vision_config}

@@ -31,10 +31,10 @@ from mmlg_hf.errors import LearngeneError
 from mmlg_hf.extraction.ancestors import (
     EMBEDDING_COLUMNS,
     ancestor_outputs,
-    cache_ancestor_outputs,
     load_ancestor,
     public_name,
 )
+from mmlg_hf.extraction.outputs import cache_ancestor_outputs
 from mmlg_hf.extraction.trainer import AncestorCollator
 from mmlg_hf.training import ImageTextCollator
 

@@ -17,7 +17,8 @@ from mmlg_hf import (
 )
 from mmlg_hf.data import process_pairs
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.extraction.ancestors import EMBEDDING_COLUMNS, ancestor_outputs, cache_ancestor_outputs
+from mmlg_hf.extraction.ancestors import EMBEDDING_COLUMNS, ancestor_outputs
+from mmlg_hf.extraction.outputs import cache_ancestor_outputs
 from mmlg_hf.extraction.trainer import AncestorCollator, size_grid
 from mmlg_hf.training import ImageTextCollator
 from mmlg_hf.training.losses import soft_distillation_loss
@@ -331,3 +332,32 @@ def test_muon_moves_the_matrices_of_the_blocks_alone(tmp_path, muon):
     moved = {name for name in genes[0] if not torch.allclose(genes[0][name], genes[1][name], rtol=0, atol=1e-8)}
     matrices = {name for name in genes[0] if "_blocks." in name and genes[0][name].dim() == 3}
     assert moved == (matrices if muon else set())
+
+
+def test_the_ancestor_computes_in_the_type_asked_for_and_its_weights_are_read_as_they_are(tmp_path):
+    pairs, processor, ancestor = pico_pairs(16), pico_processor(), pico_clip()
+    seen = []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: seen.append(output.dtype) if module.__class__.__name__ == "CLIPMLP" else None
+    )
+    try:
+        halved = extract_learngene(
+            ancestor, pairs, arguments(tmp_path / "b", ancestor_dtype="bfloat16", max_steps=1, learning_rate=1e-9,
+                                       muon_learning_rate=1e-9, rotate=False), processor=processor
+        )  # fmt: skip
+    finally:
+        hook.remove()
+    assert torch.bfloat16 in seen
+    assert {parameter.dtype for parameter in ancestor.parameters()} == {torch.float32}
+    whole = extract_learngene(
+        ancestor, pairs, arguments(tmp_path / "f", max_steps=1, learning_rate=1e-9, muon_learning_rate=1e-9,
+                                   rotate=False), processor=processor
+    )  # fmt: skip
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(halved.state_dict()[name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(("dtype", "told"), [("int8", "int8"), ("auto", "ancestor_dtype is 'auto'"), ("half", "half")])
+def test_a_type_that_no_ancestor_computes_in_is_refused(tmp_path, dtype, told):
+    with pytest.raises(LearngeneError, match=told):
+        arguments(tmp_path, ancestor_dtype=dtype)

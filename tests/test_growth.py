@@ -126,7 +126,7 @@ def test_a_grown_model_differs_in_nothing_from_one_that_transformers_loads(modal
 def test_growing_multiplies_out_no_more_of_the_token_table_than_is_kept(monkeypatch):
     gene, seen = multimodal_gene(**MIXINGS["factored tokens"]), []
     join = growth.join_table
-    monkeypatch.setattr(growth, "join_table", lambda *factors: seen.append(join(*factors)) or seen[-1])
+    monkeypatch.setattr(growth, "join_table", lambda *given: seen.append(join(*given)) or seen[-1])
     gene.descendant(1, (16, 8), "text")
     assert [table.shape[1] for table in seen] == [8]
 

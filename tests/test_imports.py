@@ -17,7 +17,7 @@ STAGES = (
     {"errors", "shell"},
     {"saving", "hub", "checkpoints", "gene_files"},
     {"families", "configuration_learngene", "expansion"},
-    {"modeling_text_classification", "growth", "modeling_learngene"},
+    {"modeling_text_classification", "growth", "modeling_encoders", "modeling_learngene"},
     {"genes", "descendants"},
     {"data"},
     {"training"},
@@ -25,6 +25,7 @@ STAGES = (
     {"cards"},
     {"alignment", "clip_moe", "demo"},
     {"export"},
+    {"app"},
     {"cli", "__main__"},
     {"upload"},
 )

@@ -259,3 +259,55 @@ def test_the_logits_held_at_once_do_not_grow_with_the_batch(monkeypatch):
     assert max(seen) <= 4096
     assert sum(seen) == 2 * 2 * 512 * 512  # both directions, once forward and once for the gradient
     assert max(saved, default=0) <= 512 * 4 * 2
+
+
+def directly(name, images, texts, ancestors, scale):
+    """The losses by their formulas, of whole matrices."""
+    logits = images @ texts.T * scale
+    if name == "sigmoid":
+        signs = 2 * torch.eye(len(images), dtype=images.dtype) - 1
+        return -F.logsigmoid(signs * (logits - 3)).sum() / len(images)
+    theirs = ancestors[0] @ ancestors[1].T * 50
+    soft = [F.cross_entropy(own, target.softmax(-1)) for own, target in ((logits, theirs), (logits.T, theirs.T))]
+    return sum(soft) / 2
+
+
+@pytest.mark.parametrize("name", ["affinity", "sigmoid"])
+def test_other_losses_some_rows_at_a_time_are_exact_in_value_and_gradients(name, monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    images, texts, *ancestors = F.normalize(torch.randn(4, 50, 8, generator=generator, dtype=torch.float64), dim=-1)
+    scale = torch.tensor(50.0 if name == "affinity" else 9.0, dtype=torch.float64)
+
+    def run(*inputs):
+        own = [tensor.float().requires_grad_() for tensor in inputs]
+        if name == "sigmoid":
+            loss = sigmoid_loss(own[0], own[1], own[2], -3.0)
+        else:
+            loss = affinity_distillation_loss(own[0], own[1], *(rows.float() for rows in ancestors), scale=50.0)
+        return loss, *torch.autograd.grad(loss, own[: 2 + (name == "sigmoid")])
+
+    exact = [tensor.requires_grad_() for tensor in (images, texts, scale)]
+    loss = directly(name, *exact[:2], ancestors, exact[2])
+    expected = loss, *torch.autograd.grad(loss, exact[: 2 + (name == "sigmoid")])
+    whole = run(*(tensor.detach() for tensor in exact))
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 2 * 7 * 50)  # 7 rows, and one at the end
+    for one, part, right in zip(whole, run(*(tensor.detach() for tensor in exact)), expected, strict=True):
+        torch.testing.assert_close(part, right.float(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(part, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["affinity", "sigmoid"])
+def test_the_memory_of_other_losses_does_not_grow_with_the_square_of_the_batch(name, monkeypatch):
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 4096)
+    seen, saved = [], []
+    similarities = losses._similarities
+    monkeypatch.setattr(losses, "_similarities", lambda *args: seen.append(similarities(*args)) or seen[-1])
+    rows = F.normalize(torch.randn(512, 4), dim=-1).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: saved.append(kept.numel()) or kept, lambda kept: kept):
+        if name == "sigmoid":
+            loss = sigmoid_loss(rows, rows.detach(), 10.0, -3.0)
+        else:
+            loss = affinity_distillation_loss(rows, rows.detach(), rows.detach(), rows.detach())
+    loss.backward()
+    assert max(made.numel() for made in seen) <= 4096 // 2
+    assert max(saved, default=0) <= 512 * 4 * 2

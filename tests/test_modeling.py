@@ -383,3 +383,13 @@ def test_both_kinds_are_stock_models_to_everything_else(shared_gene, shared_imag
     assert isinstance(shared_gene, CLIPModel)
     assert isinstance(shared_image_gene, CLIPForImageClassification)
     assert isinstance(shared_gene.text_model.get_input_embeddings(), nn.Embedding)
+
+
+def test_the_layers_of_an_encoder_share_no_module():
+    encoder = multimodal_gene(vision_depth=3).vision_model.encoder
+    modules = [module for layer in encoder.layers for module in layer.modules()]
+    assert len({id(module) for module in modules}) == len(modules)
+    state = [module.__dict__[name] for module in modules for name in ("_parameters", "_modules", "_forward_hooks")]
+    assert len({id(held) for held in state}) == len(state)
+    encoder.layers[0].layer.mlp.register_forward_hook(lambda *args: None)
+    assert not encoder.layers[1].layer.mlp._forward_hooks

@@ -16,7 +16,8 @@ from mmlg_hf.descendants import from_learngene, load_learngene
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.saving import write_json
 
-from .manifest import Artifact, Manifest
+from .manifest import SPACE, Artifact, Manifest
+from .space import stage_space
 
 
 def stage(artifact: Artifact, manifest: Manifest, folder: Path, namespace: str) -> Path:
@@ -27,6 +28,9 @@ def stage(artifact: Artifact, manifest: Manifest, folder: Path, namespace: str) 
             `base_model` is the gene of that namespace.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if artifact.kind == SPACE:
+        stage_space(artifact, manifest, folder, namespace)
+        return folder
     if artifact.kind == "gene":
         _stage_gene(_source_folder(artifact, manifest), folder)
     elif artifact.kind == "descendant":

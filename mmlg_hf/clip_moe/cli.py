@@ -9,21 +9,24 @@ from rich.table import Table
 
 from ..errors import LearngeneError, first_line
 from ..saving import check_writable, whole_folder
+from ..shell.devices import Device, train_on
+from ..shell.options import (
+    BatchSize,
+    Data,
+    Epochs,
+    ImageColumn,
+    LearningRate,
+    Limit,
+    MaxSteps,
+    Seed,
+    Split,
+    TextColumn,
+)
 from ..shell.printing import AsJson, console, print_json, stdout_for_json
 
 app = typer.Typer(
     help="Turn a CLIP into a mixture of experts: diversify, then upcycle, then train-router.", no_args_is_help=True
 )
-
-Data = Annotated[str, typer.Option(help="Image-text dataset: a Hub id, or a folder in datasets format.")]
-Split = Annotated[str, typer.Option(help="Split of the dataset.")]
-ImageColumn = Annotated[str | None, typer.Option(help="Image column; found by itself where one stands out.")]
-TextColumn = Annotated[str | None, typer.Option(help="Text column; found by itself where one stands out.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only this many rows, from the first.")]
-BatchSize = Annotated[int, typer.Option(min=2, help="Pairs in one batch on each process.")]
-Epochs = Annotated[float, typer.Option(min=0.0, help="Passes over the data.")]
-MaxSteps = Annotated[int, typer.Option(help="Stop after this many steps; -1 goes by epochs.")]
-Seed = Annotated[int, typer.Option(help="Seeds everything that is drawn.")]
 
 
 @app.command(epilog="Example: mmlg moe diversify runs/base --data DATASET --output runs/experts --batch-size 128")
@@ -37,7 +40,7 @@ def diversify(
         float, typer.Option(min=0.0, max=1.0, help="Largest share of pairs that may fill no batch.")
     ] = 0.5,
     batch_size: BatchSize = 128,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-5,
+    learning_rate: LearningRate = 1e-5,
     epochs: Epochs = 1.0,
     max_steps: MaxSteps = -1,
     label_smoothing: Annotated[float, typer.Option(min=0.0, max=1.0, help="Smoothing of the targets.")] = 0.1,
@@ -46,6 +49,7 @@ def diversify(
     text_column: TextColumn = None,
     limit: Limit = None,
     seed: Seed = 42,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune diversified experts of a CLIP: one stage for each, on clusters of the stages before."""
@@ -59,7 +63,7 @@ def diversify(
         num_clusters=num_clusters,
         max_dropped=max_dropped,
         label_smoothing_factor=label_smoothing,
-        **_training(output, batch_size, learning_rate, epochs, max_steps, seed),
+        **_training(output, batch_size, learning_rate, epochs, max_steps, seed, device),
     )
     with stdout_for_json(as_json):
         experts = run(base, rows, args, processor=processor)
@@ -109,7 +113,7 @@ def train_router(
     output: Annotated[Path, typer.Option(help="Folder of the trained mixture; run again to go on.")],
     train_experts: Annotated[bool, typer.Option(help="Also train the experts, as copies of one MLP need.")] = False,
     batch_size: BatchSize = 128,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-6,
+    learning_rate: LearningRate = 1e-6,
     epochs: Epochs = 1.0,
     max_steps: MaxSteps = -1,
     split: Split = "train",
@@ -117,6 +121,7 @@ def train_router(
     text_column: TextColumn = None,
     limit: Limit = None,
     seed: Seed = 42,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Train the routers of a mixture, and plot how its experts are used."""
@@ -127,7 +132,7 @@ def train_router(
 
     processor, rows = _inputs(mixture, data, split, image_column, text_column, limit)
     args = RouterArguments(
-        train_experts=train_experts, **_training(output, batch_size, learning_rate, epochs, max_steps, seed)
+        train_experts=train_experts, **_training(output, batch_size, learning_rate, epochs, max_steps, seed, device)
     )
     with stdout_for_json(as_json):
         goes_on = last_checkpoint(output) is not None
@@ -140,7 +145,13 @@ def train_router(
 
 
 def _training(
-    output: Path, batch_size: int, learning_rate: float, epochs: float, max_steps: int, seed: int
+    output: Path,
+    batch_size: int,
+    learning_rate: float,
+    epochs: float,
+    max_steps: int,
+    seed: int,
+    device: str | None,
 ) -> dict[str, Any]:
     return {
         "output_dir": str(output),
@@ -153,6 +164,7 @@ def _training(
         "save_total_limit": 1,
         "logging_steps": 10,
         "report_to": "none",
+        **train_on(device),
     }
 
 

@@ -1,6 +1,7 @@
 """Rows of image-text data into batches."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from ..errors import LearngeneError
 from .captions import captions_of
 from .columns import find_columns
 from .pictures import make_pixels, read_image
+from .pixels import Pixels
 from .texts import encode_texts, longest_text, pads_to_one_length
 
 _PROCESSED = ("pixel_values", "input_ids")
@@ -58,7 +60,22 @@ class ImageTextCollator:
         self.max_length = max_length
         self.pad_to_multiple_of = pad_to_multiple_of
         self.text_config = text_config
+        self.pixels = Pixels(processor.image_processor)
+        self._is_deferred = False
         self._columns: dict[frozenset[str], tuple[str, str]] = {}
+
+    def deferred(self) -> "ImageTextCollator":
+        """Return a collator of the same settings that leaves pictures 8-bit pixels, for `finish` to make floats of.
+
+        So that a worker hands over a quarter of the bytes, and the device normalises them.
+        """
+        other = copy(self)
+        other._is_deferred = True
+        return other
+
+    def finish(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the floats that the model takes of a batch's 8-bit pixels, on their device."""
+        return finish(self.pixels, batch)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return `pixel_values` [B, 3, H, W], `input_ids` and `attention_mask` [B, T], and `return_loss=True`."""
@@ -74,7 +91,7 @@ class ImageTextCollator:
                 "give either raw or processed rows"
             )
         batch = self._stack(rows) if processed[0] else self._process(rows)
-        return {**batch, "return_loss": True}
+        return {**(batch if self._is_deferred else self.finish(batch)), "return_loss": True}
 
     def _stack(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in rows[0]]
@@ -119,7 +136,8 @@ class ImageTextCollator:
             max_length=self.max_length,
             pad_to_multiple_of=self.pad_to_multiple_of,
         )
-        return {**tokens, "pixel_values": make_pixels(self.processor.image_processor, images)}
+        made = self.pixels.read(images) if self._is_deferred else make_pixels(self.pixels.image_processor, images)
+        return {**tokens, "pixel_values": made}
 
     def _find_columns(self, rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
         """Choose once for rows of the same columns: a batch of few rows may be empty in the right one."""
@@ -127,6 +145,12 @@ class ImageTextCollator:
         if names not in self._columns:
             self._columns[names] = find_columns(list(rows), self.image_column, self.text_column)
         return self._columns[names]
+
+
+def finish(pixels: Pixels, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a batch whose `pixel_values`, if it has any, are what the model takes."""
+    values = batch.get("pixel_values")
+    return {**batch} if values is None else {**batch, "pixel_values": pixels.finish(values)}
 
 
 def _choose(captions: list[str]) -> str:

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ _TURNED = {
     7: PILImage.Transpose.TRANSVERSE,
     8: PILImage.Transpose.ROTATE_90,
 }
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class UnreadableImage(LearngeneError, OSError):
@@ -86,6 +88,21 @@ def read_image(value: Any, row: str) -> PILImage.Image:
         raise UnreadableImage(f"the image of {row} cannot be read ({error}): mend it or drop that row") from error
 
 
+def picture_files(folder: str | os.PathLike) -> list[Path]:
+    """The files of a folder, and of those in it, that are named as pictures are, by path; hidden ones are left out.
+
+    Raises:
+        LearngeneError: it is no folder, or has none.
+    """
+    if not os.path.isdir(folder):
+        raise LearngeneError(f"{os.fspath(folder)!r} is no folder: give one with pictures in it")
+    paths = (path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in PICTURE_SUFFIXES)
+    found = [path for path in paths if path.is_file() and not path.name.startswith(".")]
+    if not found:
+        raise LearngeneError(f"{os.fspath(folder)!r} has no pictures in it ({', '.join(PICTURE_SUFFIXES)})")
+    return found
+
+
 def stored_bytes(value: dict[str, Any]) -> bytes | None:
     """Return the bytes of a `datasets` image dictionary, by datasets' own opener of archives; None of one without.
 
@@ -122,14 +139,16 @@ def undecoded(dataset: AnyDataset) -> AnyDataset:
     return dataset
 
 
-def make_pixels(image_processor: Any, images: Sequence[PILImage.Image], return_tensors: str = "pt") -> Any:
-    """Return `pixel_values` [B, 3, H, W] of pictures.
+def make_pixels(
+    image_processor: Any, images: Sequence[PILImage.Image], return_tensors: str = "pt", **settings: Any
+) -> Any:
+    """Return `pixel_values` [B, 3, H, W] of pictures; `settings` are of the image processor's call.
 
     Raises:
         LearngeneError: if the image processor cannot make one batch of them, as without resizing of unequal sizes.
     """
     try:
-        return image_processor(images=list(images), return_tensors=return_tensors)["pixel_values"]
+        return image_processor(images=list(images), return_tensors=return_tensors, **settings)["pixel_values"]
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError, MemoryError, OSError) as error:
         sizes = sorted({image.size for image in images})
         some = ", ".join(f"{width}x{height}" for width, height in sizes[:3]) + (", ..." if len(sizes) > 3 else "")

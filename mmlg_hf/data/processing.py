@@ -18,6 +18,8 @@ from .columns import column_names, find_columns, find_image_column
 from .identity import PROCESSING_VERSION, fingerprint_data
 from .loading import AnyDataset, check_dataset, is_transformed, rows_of
 from .pictures import make_pixels, read_image, undecoded
+from .pixels import Pixels
+from .rows import PictureRows
 from .texts import encode_texts, longest_text, pads_to_one_length
 
 logger = logging.get_logger(__name__)
@@ -62,7 +64,7 @@ def process_pairs(
     check_dataset(dataset)
     image_column, text_column = find_columns(dataset, image_column, text_column)
     work = _Work(
-        processor.image_processor, image_column, on_bad_image, keep_columns, text_column, processor.tokenizer,
+        Pixels(processor.image_processor), image_column, on_bad_image, keep_columns, text_column, processor.tokenizer,
         text_config, max_length,
     )  # fmt: skip
     limit = longest_text(processor.tokenizer, text_config, max_length)
@@ -81,8 +83,54 @@ def process_images(
     """Turn images into `pixel_values` [3, H, W] float32 once: `process_pairs` for data without texts."""
     check_dataset(dataset)
     image_column = find_image_column(dataset, image_column)
-    work = _Work(image_processor, image_column, on_bad_image, keep_columns)
+    work = _Work(Pixels(image_processor), image_column, on_bad_image, keep_columns)
     return _process(dataset, work, processor_key(image_processor), num_proc)
+
+
+def read_rows(
+    dataset: AnyDataset,
+    processor: Any,
+    *,
+    of_pairs: bool = True,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    max_length: int | None = None,
+    text_config: Any = None,
+    on_bad_image: str = "raise",
+) -> PictureRows | IterableDataset:
+    """Give the rows of `process_pairs` or `process_images` without storing a pixel: uint8, made when a row is read.
+
+    Of a `Dataset` only the tokens are kept on disk. A picture that cannot be read is met when its row is, or, under
+    "skip", before: all are read once for that.
+
+    Args:
+        processor: as of `process_pairs`, or without `of_pairs` an image processor or what has one.
+        of_pairs: whether the rows have texts.
+
+    Returns:
+        what the collators take, `Pixels.finish` making floats of the `pixel_values`; of a stream a stream.
+    """
+    check_dataset(dataset)
+    tokenizer = processor.tokenizer if of_pairs else None
+    if of_pairs:
+        image_column, text_column = find_columns(dataset, image_column, text_column)
+    else:
+        image_column, text_column = find_image_column(dataset, image_column), None
+    pixels = Pixels(getattr(processor, "image_processor", processor))
+    streamed = isinstance(dataset, IterableDataset)
+    work = _Work(
+        pixels if streamed else None, image_column, on_bad_image, (), text_column, tokenizer, text_config, max_length,
+        as_bytes=True, reads_images=streamed or on_bad_image != "raise",
+    )  # fmt: skip
+    if streamed:
+        return _process(dataset, work, "", None)
+    plain = undecoded(dataset)
+    needed = plain
+    if not work.reads_images and not is_transformed(plain):
+        needed = plain.select_columns([text_column or image_column])
+    limit = longest_text(tokenizer, text_config, max_length) if of_pairs else None
+    key = f"{processor_key(processor)} {limit} {pads_to_one_length(text_config)}"
+    return PictureRows(plain, image_column, pixels, _process(needed, work, key, None))
 
 
 def processor_key(processor: Any) -> str:
@@ -118,9 +166,12 @@ class _Counts:
 
 @dataclass
 class _Work:
-    """What is done to a batch of rows; `text_column` None makes no `input_ids`."""
+    """What is done to a batch of rows.
 
-    image_processor: Any
+    `text_column` None makes no `input_ids`; `pixels` None makes no `pixel_values`, and gives rows' numbers instead.
+    """
+
+    pixels: Pixels | None
     image_column: str
     on_bad_image: str
     keep: tuple[str, ...]
@@ -130,6 +181,8 @@ class _Work:
     max_length: int | None = None
     shape: tuple[int, ...] | None = None
     columns: tuple[str, ...] | None = None
+    as_bytes: bool = False
+    reads_images: bool = True
     counts: _Counts = field(default_factory=_Counts)
 
     def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
@@ -148,7 +201,11 @@ class _Work:
             kept.append(position)
         self.counts.seen += len(indices)
         done: dict[str, list] = {name: [batch[name][position] for position in kept] for name in self.keep}
-        done["pixel_values"] = self.pixels(images, [indices[position] for position in kept]) if kept else []
+        numbers = [indices[position] for position in kept]
+        if self.pixels is None:
+            done["row"] = numbers
+        else:
+            done["pixel_values"] = self.make(self.pixels, images, numbers) if kept else []
         if self.text_column is not None:
             done["input_ids"] = self.ids(texts) if kept else []
         # A row of a stream without features may have columns that the first rows do not have.
@@ -161,11 +218,12 @@ class _Work:
             raise LearngeneError(f'{error}, or pass on_bad_image="skip" to leave such rows out') from error
 
     def read(self, row: dict[str, Any], name: str) -> tuple[Any, str]:
-        image = read_image(row.get(self.image_column), name)
+        image = read_image(row.get(self.image_column), name) if self.reads_images else None
         return image, "" if self.text_column is None else captions_of(row.get(self.text_column), name)[0]
 
-    def pixels(self, images: list[Any], indices: list[int]) -> list[Any]:
-        pixels = list(make_pixels(self.image_processor, images, "np"))
+    def make(self, pixels_of: Pixels, images: list[Any], indices: list[int]) -> list[Any]:
+        read = pixels_of.read(images, "np") if self.as_bytes else make_pixels(pixels_of.image_processor, images, "np")
+        pixels = list(read)
         self.shape = pixels[0].shape if self.shape is None else self.shape
         for values, index in zip(pixels, indices, strict=True):
             if values.shape != self.shape:
@@ -235,10 +293,13 @@ def _process(dataset: AnyDataset, work: _Work, key: str, num_proc: int | None) -
         return _process_stream(dataset, work, known)
     if len(dataset) == 0:
         raise LearngeneError("the dataset is empty (0 rows): there is nothing to process")
-    work.shape = _first_shape(dataset, work)
     features: dict[str, Any] = {name: decoded.features[name] for name in work.keep}
-    # Fixed-shape arrays are read without copying; nested lists would cost more than the model's own step.
-    features["pixel_values"] = Array3D(work.shape, "float32")
+    if work.pixels is None:
+        features["row"] = Value("int64")
+    else:
+        work.shape = _first_shape(dataset, work, work.pixels)
+        # Fixed-shape arrays are read without copying; nested lists would cost more than the model's own step.
+        features["pixel_values"] = Array3D(work.shape, "float32")
     if work.text_column is not None:
         features["input_ids"] = List(Value("int64"))
     done = dataset.map(
@@ -266,7 +327,7 @@ def _process_stream(stream: IterableDataset, work: _Work, columns: list[str]) ->
     return done
 
 
-def _first_shape(dataset: Dataset, work: _Work) -> tuple[int, ...]:
+def _first_shape(dataset: Dataset, work: _Work, pixels: Pixels) -> tuple[int, ...]:
     """Return the shape [3, H, W] that the image processor gives the first row that can be used."""
     for index, row in enumerate(dataset):
         try:
@@ -274,7 +335,7 @@ def _first_shape(dataset: Dataset, work: _Work) -> tuple[int, ...]:
         except LearngeneError as error:
             work.refuse(error)
             continue
-        return make_pixels(work.image_processor, [image], "np")[0].shape
+        return make_pixels(pixels.image_processor, [image], "np")[0].shape
     raise LearngeneError(f"none of the {len(dataset)} rows can be used: {work.trouble}")
 
 

@@ -305,4 +305,7 @@ def evaluate_retrieval(
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "progress": progress}
     text_embeds = embed_texts(model, texts, processor, **options)
     image_embeds = embed_images(model, image_values(dataset, image_column), processor, **options)
+    place = next(model.parameters()).device
+    if place.type == "cuda":  # others lack the sums in float64
+        image_embeds = image_embeds.to(place)
     return retrieval_results(image_embeds, text_embeds, owners)

@@ -1,14 +1,12 @@
 """The ancestor: loading it, reading off the gene it gives, and its outputs over a data set."""
 
 import copy
-import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from datasets import Dataset, Features, List, Value, concatenate_datasets
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -28,12 +26,11 @@ from transformers import (
 
 from ..checkpoints import AutoImageProcessor, check_finite, load_config, load_model
 from ..configuration_learngene import LearngeneConfig
-from ..data import processor_key
-from ..data.identity import PROCESSING_VERSION, fingerprint_data, fingerprint_model
 from ..errors import LearngeneError, first_line
 from ..expansion import TOKEN_EMBEDDING, TOKEN_PROJECTION, factor_table, take_slice
 from ..families import encoders_of, family_of, why_refused
-from ..modeling_learngene import LearngeneMixin, encoder_sizes
+from ..modeling_encoders import encoder_sizes
+from ..modeling_learngene import LearngeneMixin
 from .open_clip import is_open_clip, load_open_clip, load_open_clip_processor
 
 # What is distilled of an ancestor; the columns that carry it beside the data.
@@ -291,53 +288,16 @@ def ancestor_outputs(ancestor: Any, inputs: dict[str, Any]) -> dict[str, Tensor]
     Logits [B, labels] of a classifier; of others normalised rows [B, D]: the embeddings of both sides, or of a ViT
     the class token and the mean of the patches.
     """
+    pixels = inputs["pixel_values"].to(ancestor.dtype)
     if is_classifier(ancestor):
-        return {LOGITS_COLUMN: ancestor(pixel_values=inputs["pixel_values"]).logits.float()}
+        return {LOGITS_COLUMN: ancestor(pixel_values=pixels).logits.float()}
     if not reads_texts(ancestor):
-        tokens = ancestor(pixel_values=inputs["pixel_values"]).last_hidden_state.float()  # [B, 1 + patches, D]
+        tokens = ancestor(pixel_values=pixels).last_hidden_state.float()  # [B, 1 + patches, D]
         features = (tokens[:, 0], tokens[:, 1:].mean(1))
         return {name: F.normalize(f, dim=-1) for name, f in zip(FEATURE_COLUMNS, features, strict=True)}
     text = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
     embeds = (
-        ancestor.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output,
+        ancestor.get_image_features(pixel_values=pixels).pooler_output,
         ancestor.get_text_features(**text).pooler_output,
     )
     return {name: F.normalize(e.float(), dim=-1) for name, e in zip(EMBEDDING_COLUMNS, embeds, strict=True)}
-
-
-def cache_ancestor_outputs(
-    ancestor: Any, dataset: Dataset, collator: Any, processor: Any, cache_dir: str | os.PathLike, batch_size: int = 256
-) -> Dataset:
-    """Add the ancestor's outputs to processed data as columns, computed once and kept in an Arrow file.
-
-    The file is keyed by all that makes them: the ancestor's weights and config, the content of the rows, and the
-    processor, which pads the texts.
-
-    Args:
-        dataset: rows as `process_pairs` leaves them.
-        collator: makes a batch of rows.
-        cache_dir: folder of the files; made if missing.
-    """
-    made_by = (fingerprint_model(ancestor), fingerprint_data(dataset), processor_key(processor), PROCESSING_VERSION)
-    key = hashlib.sha256(" ".join(map(str, made_by)).encode()).hexdigest()
-    Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    file = Path(cache_dir, f"ancestor-outputs-{key[:32]}.arrow")
-    device = next(ancestor.parameters()).device
-
-    def outputs(batch: dict[str, list]) -> dict[str, Any]:
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in collator(rows).items()}
-        return {name: values.cpu().numpy() for name, values in ancestor_outputs(ancestor, inputs).items()}
-
-    names = output_columns(ancestor)
-    found = dataset.map(
-        outputs,
-        batched=True,
-        batch_size=batch_size,
-        remove_columns=dataset.column_names,
-        features=Features({name: List(Value("float32")) for name in names}),
-        cache_file_name=str(file),
-        new_fingerprint=key[:16],
-        desc="ancestor",
-    )
-    return concatenate_datasets([dataset.with_format(None), found.with_format(None)], axis=1).with_format("torch")

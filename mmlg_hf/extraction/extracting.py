@@ -1,28 +1,29 @@
 """`extract_learngene`: from a CLIP and image-text data to a gene, by a subclass of the transformers Trainer."""
 
+import copy
 import os
 import time
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from PIL import Image
 from transformers import Dinov2ForImageClassification, Dinov2Model, PreTrainedModel, set_seed
 
 from ..configuration_learngene import LearngeneConfig
-from ..data import find_columns, load_image_text, process_images, process_pairs
+from ..data import PictureRows, Pixels, find_columns, load_image_text, read_rows
 from ..data.identity import fingerprint_model
 from ..data.texts import check_tokenizer, longest_text
 from ..errors import LearngeneError, first_line
 from ..families import encoders_of
+from ..gene_files import read_dtype
 from ..modeling_learngene import LearngeneMixin, class_of_gene
 from ..saving import check_writable
 from ..training.batches import check_rows
 from ..training.resuming import output_of
 from ..training.trainer import ImageTextCollator
 from .ancestors import (
-    cache_ancestor_outputs,
     copy_outer_weights,
     describe_ancestor,
     gene_config,
@@ -34,6 +35,7 @@ from .ancestors import (
 from .arguments import ExtractionArguments
 from .context import shorten_context
 from .fitting import fit_gene
+from .outputs import cache_ancestor_outputs
 from .rotation import TURNED, rotate_channels
 from .runs import WriteRun, describe_run, find_checkpoint, recipe
 from .trainer import AncestorCollator, ExtractionTrainer
@@ -108,8 +110,7 @@ def extract_learngene(
     if args.trim_vocabulary and reads_texts(model):
         processor = _trim(model, processor, data, args)
 
-    pairs = ImageTextCollator(processor, text_config=model.config.text_config) if reads_texts(model) else None
-    collator = AncestorCollator(pairs)
+    collator = _collator(processor, model)
     train = _process(data, model, processor, args)
     check_rows(train, args.train_batch_size, args.world_size, "training")
     if evaluation is not None:
@@ -118,13 +119,16 @@ def extract_learngene(
     set_seed(args.seed)
     started = time.monotonic()  # the rotation, the fit and the ancestor's outputs are part of the price
     gene, turned_model, turned = _make_gene(model, args, train, collator)
-    # The embeddings of a SigLIP are turned, too.
-    imitated = (turned_model if gene.config.kin.embeds_at_width else imitated).to(args.device)
+    # Embeddings as large as the encoder is wide are turned, too.
+    imitated = turned_model if gene.config.kin.embeds_at_width else imitated
+    if args.ancestor_dtype is not None:  # a copy: the caller's model stays as it is
+        imitated = copy.deepcopy(imitated).to(read_dtype(args.ancestor_dtype))
+    imitated = imitated.to(args.device)
     gene.config.ancestor, gene.processor = described, processor
-    if args.cache_ancestor and isinstance(train, Dataset):
+    if args.cache_ancestor and isinstance(train, PictureRows):
         folder = args.ancestor_cache_dir or output / "ancestor_outputs"
-        with args.main_process_first(desc="ancestor outputs"):
-            train = cache_ancestor_outputs(imitated, train, collator, processor, folder)
+        workers = args.dataloader_num_workers
+        train = cache_ancestor_outputs(imitated, train, collator, processor, folder, num_workers=workers)
 
     trainer = ExtractionTrainer(
         gene,
@@ -191,7 +195,8 @@ def _dinov2_size(processor: Any, ancestor: Any) -> int | None:
     """The side of the pictures that a processor makes for a DINOv2, which takes any; None for other ancestors."""
     if not isinstance(ancestor, (Dinov2Model, Dinov2ForImageClassification)):
         return None
-    size, patch = (getattr(ancestor.config, name) for name in ("image_size", "patch_size"))
+    config: Any = ancestor.config
+    size, patch = config.image_size, config.patch_size
     height, width = _made_picture(processor, size, size).shape[2:]
     if height != width or height % patch:
         raise LearngeneError(
@@ -275,7 +280,7 @@ def _make_gene(
         rows = list(islice(data, args.rotation_rows))
         if not rows:
             raise LearngeneError("the dataset gives no rows: there is nothing to train on")
-        batches = [collator(rows[start : start + 128]) for start in range(0, len(rows), 128)]
+        batches = [collator.finish(collator(rows[start : start + 128])) for start in range(0, len(rows), 128)]
         ancestor, turned = rotate_channels(ancestor, batches)
     config = _gene_config(ancestor, args)
     # True says what older genes say: both are turned.
@@ -290,10 +295,16 @@ def _make_gene(
     return gene, ancestor, turned
 
 
-def _process(data: Any, ancestor: Any, processor: Any, args: ExtractionArguments) -> Dataset | IterableDataset:
+def _collator(processor: Any, ancestor: Any) -> AncestorCollator:
+    if not reads_texts(ancestor):
+        return AncestorCollator(None, Pixels(getattr(processor, "image_processor", processor)))
+    return AncestorCollator(ImageTextCollator(processor, text_config=ancestor.config.text_config).deferred())
+
+
+def _process(data: Any, ancestor: Any, processor: Any, args: ExtractionArguments) -> PictureRows | IterableDataset:
     common: dict[str, Any] = {"image_column": args.image_column, "on_bad_image": args.on_bad_image}
     with args.main_process_first(desc="processing"):
         if not reads_texts(ancestor):
-            return process_images(data, getattr(processor, "image_processor", processor), **common)
+            return read_rows(data, processor, of_pairs=False, **common)
         texts: dict[str, Any] = {"text_column": args.text_column, "max_length": args.max_length}
-        return process_pairs(data, processor, text_config=ancestor.config.text_config, **texts, **common)
+        return read_rows(data, processor, text_config=ancestor.config.text_config, **texts, **common)

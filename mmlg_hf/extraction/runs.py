@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import transformers
-from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from ..data import fingerprint_processor
@@ -160,7 +160,7 @@ def recipe(args: ExtractionArguments, dataset: Any, train: Any, result: Any, sta
     named = isinstance(dataset, (str, os.PathLike))
     return {
         "dataset": public_name(dataset) if named else type(dataset).__name__,
-        "rows": len(train) if isinstance(train, Dataset) else None,
+        "rows": len(train) if has_length(train) else None,
         "steps": state.global_step,
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "learning_rate": args.learning_rate,

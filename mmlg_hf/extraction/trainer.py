@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data import Pixels
+from ..data.collation import finish
 from ..errors import LearngeneError, first_line
 from ..training.batches import WholeBatchTrainer
 from ..training.losses import (
@@ -32,11 +34,16 @@ OUTPUT_COLUMNS = (*EMBEDDING_COLUMNS, *FEATURE_COLUMNS, LOGITS_COLUMN)
 class AncestorCollator:
     """Batch rows with another collator, and stack the ancestor's outputs where the rows carry them.
 
-    Rows of an image gene have no text: their images alone are stacked.
+    Rows of an image gene have no text: their images alone are stacked, and `pixels` makes floats of them later.
     """
 
-    def __init__(self, collator: ImageTextCollator | None):
+    def __init__(self, collator: ImageTextCollator | None, pixels: Pixels | None = None):
         self.collator = collator
+        self.pixels = pixels if collator is None else collator.pixels
+
+    def finish(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the floats that the model takes of a batch's 8-bit pixels, on their device."""
+        return {**batch} if self.pixels is None else finish(self.pixels, batch)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if self.collator is not None:

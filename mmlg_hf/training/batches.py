@@ -74,6 +74,7 @@ class WholeBatchTrainer(Trainer):
       `args.dataloader_drop_last` to True, since the loss of a smaller batch cannot be compared. Streams, too, give
       whole batches only, and every process reads the stream itself: a batch need not be of tensors alone.
     - Data without one complete batch are refused.
+    - Pictures may come from the collator's workers as 8-bit pixels, which become floats on the device.
     - Evaluation neither changes nor depends on the random state of training.
     - A loss, or a weight to be saved, that is NaN or infinity stops the run: the last good checkpoint is kept.
     """
@@ -92,6 +93,12 @@ class WholeBatchTrainer(Trainer):
         super().__init__(model, args, *others, **kwargs)
         # The same for releases that know no `loss_is_scaled_for_ga`, and take a model with **kwargs to scale its loss.
         self.model_accepts_loss_kwargs = False
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """Move a batch to the device, and make floats there of pixels that the collator left 8-bit."""
+        inputs = super()._prepare_inputs(inputs)
+        finish = getattr(self.data_collator, "finish", None)
+        return inputs if finish is None else finish(inputs)
 
     def contrasts_rows(self) -> bool:
         """Whether the loss contrasts the rows of a batch with each other, so that one row teaches nothing."""

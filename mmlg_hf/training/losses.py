@@ -4,6 +4,7 @@ Every loss is the mean over this process's own rows. With equally many rows on e
 average of the gradients is then the gradient of the loss of the whole global batch.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -98,18 +99,6 @@ def _told(tensors: dict[str, Tensor]) -> str:
     return ", ".join(f"{name} {list(rows.shape)}" for name, rows in tensors.items())
 
 
-def _affinities(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, int]:
-    """Scaled similarities in float32 of own rows to all rows: image to text and text to image [B, N], own offset."""
-    _check_sizes(image_embeds, text_embeds)
-    all_images, offset = gather_embeddings(image_embeds)
-    all_texts, _ = gather_embeddings(text_embeds)
-    # Autocast would take the products in half precision, where a scale of 100 leaves steps of 0.5 between logits.
-    with torch.autocast(image_embeds.device.type, enabled=False):
-        image_to_text = image_embeds.float() @ all_texts.float().T * scale
-        text_to_image = text_embeds.float() @ all_images.float().T * scale
-    return image_to_text, text_to_image, offset
-
-
 def contrastive_loss(
     image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float, *, label_smoothing: float = 0.0
 ) -> Tensor:
@@ -143,36 +132,44 @@ def contrastive_loss(
     return (image_loss + text_loss) / 2
 
 
-# Logits that `_cross_entropy` holds at once, 64 MiB of them.
+# Logits that are held at once, 64 MiB of them.
 LOGITS_AT_ONCE = 2**24
 
 
-def _cross_entropy(own: Tensor, others: Tensor, scale: Tensor | float, labels: Tensor, smoothing: float) -> Tensor:
-    """Mean cross-entropy of the similarities of own rows [B, D] to all rows [N, D]; the labels are [B] of N.
+def _mean_over_rows(summed: Callable[..., Tensor], logits: int, *rows: Tensor) -> Tensor:
+    """Mean of a loss over own rows, from its sum over some of them.
 
     Logits beyond `LOGITS_AT_ONCE` are made some rows at a time, and again for the gradient, so that the memory grows
     with the rows and not with their square. Loss and gradients are the same up to rounding.
+
+    Args:
+        summed: the loss summed over the rows that it is given.
+        logits: how many of them it makes for each row.
+        rows: what it is given, each [B, ...].
     """
-    rows = max(1, LOGITS_AT_ONCE // len(others))
-    if len(own) <= rows:
-        return _summed_cross_entropy(own, others, scale, labels, smoothing) / len(own)
-    parts = zip(own.split(rows), labels.split(rows), strict=True)
-    totals = [
-        checkpoint(
-            _summed_cross_entropy, part, others, scale, label, smoothing, use_reentrant=False, preserve_rng_state=False
-        )
-        for part, label in parts
-    ]
-    return torch.stack(totals).sum() / len(own)
+    count, at_once = len(rows[0]), max(1, LOGITS_AT_ONCE // logits)
+    if count <= at_once:
+        return summed(*rows) / count
+    parts = zip(*(given.split(at_once) for given in rows), strict=True)
+    totals = [checkpoint(summed, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    return torch.stack(totals).sum() / count
 
 
-def _summed_cross_entropy(
-    own: Tensor, others: Tensor, scale: Tensor | float, labels: Tensor, smoothing: float
-) -> Tensor:
+def _similarities(own: Tensor, others: Tensor, scale: Tensor | float) -> Tensor:
+    """Scaled similarities in float32 of rows [B, D] to rows [N, D]: [B, N]."""
     # Autocast would take the products in half precision, where a scale of 100 leaves steps of 0.5 between logits.
     with torch.autocast(own.device.type, enabled=False):
-        logits = own.float() @ others.float().T * scale
-    return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+        return own.float() @ others.float().T * scale
+
+
+def _cross_entropy(own: Tensor, others: Tensor, scale: Tensor | float, labels: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy of the similarities of own rows [B, D] to all rows [N, D]; the labels are [B] of N."""
+
+    def summed(own: Tensor, labels: Tensor) -> Tensor:
+        logits = _similarities(own, others, scale)
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+
+    return _mean_over_rows(summed, len(others), own, labels)
 
 
 def sigmoid_loss(
@@ -201,12 +198,14 @@ def sigmoid_loss(
     _check_pairs(image_embeds=image_embeds, text_embeds=text_embeds)
     _check_sizes(image_embeds, text_embeds)
     all_texts, offset = gather_embeddings(text_embeds)
-    with torch.autocast(image_embeds.device.type, enabled=False):
-        logits = image_embeds.float() @ all_texts.float().T * logit_scale + logit_bias  # [B, processes * B]
-    own = torch.arange(len(logits), device=logits.device)
-    signs = torch.full_like(logits, -1)
-    signs[own, own + offset] = 1
-    return -F.logsigmoid(signs * logits).sum(dim=-1).mean()
+    labels = torch.arange(offset, offset + len(image_embeds), device=image_embeds.device)
+
+    def summed(own: Tensor, labels: Tensor) -> Tensor:
+        logits = _similarities(own, all_texts, logit_scale) + logit_bias
+        signs = torch.full_like(logits, -1).scatter(1, labels[:, None], 1)
+        return -F.logsigmoid(signs * logits).sum()
+
+    return _mean_over_rows(summed, 2 * len(all_texts), image_embeds, labels)
 
 
 def affinity_distillation_loss(
@@ -242,12 +241,26 @@ def affinity_distillation_loss(
         ancestor_image_embeds=ancestor_image_embeds,
         ancestor_text_embeds=ancestor_text_embeds,
     )
-    own_i2t, own_t2i, _ = _affinities(image_embeds, text_embeds, scale)
+    _check_sizes(image_embeds, text_embeds)
+    _check_sizes(ancestor_image_embeds, ancestor_text_embeds)
+    images, texts = (gather_embeddings(rows)[0] for rows in (image_embeds, text_embeds))
     with torch.no_grad():
-        ancestor_i2t, ancestor_t2i, _ = _affinities(ancestor_image_embeds, ancestor_text_embeds, scale)
-    image_loss = F.cross_entropy(own_i2t, ancestor_i2t.softmax(dim=-1))
-    text_loss = F.cross_entropy(own_t2i, ancestor_t2i.softmax(dim=-1))
+        theirs = ancestor_image_embeds, ancestor_text_embeds
+        their_images, their_texts = (gather_embeddings(rows)[0] for rows in theirs)
+    image_loss = _soft_cross_entropy(image_embeds, texts, ancestor_image_embeds, their_texts, scale)
+    text_loss = _soft_cross_entropy(text_embeds, images, ancestor_text_embeds, their_images, scale)
     return (image_loss + text_loss) / 2
+
+
+def _soft_cross_entropy(own: Tensor, others: Tensor, theirs: Tensor, their_others: Tensor, scale: float) -> Tensor:
+    """Mean cross-entropy of the similarities of own rows to all rows, their softmax of the same being the target."""
+
+    def summed(own: Tensor, theirs: Tensor) -> Tensor:
+        with torch.no_grad():
+            targets = _similarities(theirs, their_others, scale).softmax(dim=-1)
+        return F.cross_entropy(_similarities(own, others, scale), targets, reduction="sum")
+
+    return _mean_over_rows(summed, 2 * len(others), own, theirs.detach())
 
 
 def feature_distillation_loss(embeds: Tensor, ancestor_embeds: Tensor) -> Tensor:

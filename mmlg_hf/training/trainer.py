@@ -61,7 +61,8 @@ class ContrastiveTrainer(WholeBatchTrainer):
 
     It differs from `Trainer` in these points:
 
-    - `data_collator` defaults to an `ImageTextCollator` around `processing_class`.
+    - `data_collator` defaults to an `ImageTextCollator` around `processing_class`. Its pictures leave the workers
+      (`dataloader_num_workers`) as 8-bit pixels, and are normalised on the device.
     - `args.remove_unused_columns` is set to False, since the collator needs the raw columns, and
       `args.dataloader_drop_last` to True, since the loss of a smaller batch cannot be compared. So evaluation too
       leaves out an incomplete last batch; `evaluate_retrieval` measures all rows. Both hold for streams as well.
@@ -133,6 +134,8 @@ class ContrastiveTrainer(WholeBatchTrainer):
         ours = isinstance(data_collator, ImageTextCollator)
         if ours and getattr(data_collator, "text_config", None) is None:
             data_collator.text_config = text_config
+        if type(data_collator) is ImageTextCollator:  # what a class of the user's makes of pixels is not known
+            self.data_collator = data_collator.deferred()
         self.add_callback(_ClampLogitScale())
 
     def compute_loss(

@@ -65,7 +65,10 @@ class HubRequestHandler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         parts = urlsplit(self.path)
-        self.route, self.query = parts.path, parse_qs(parts.query)
+        self.query = parse_qs(parts.query)
+        # Repositories of Spaces have paths of their own, which are otherwise those of models.
+        self.route = re.sub(r"^(/api)?/spaces/", lambda found: "/api/models/" if found[1] else "/", parts.path)
+        self.kind = "model" if self.route == parts.path else "space"
         self.body = self._read_body()
         self.fault = self.hub.take_fault(self.command, unquote(self.route))
         if self.fault is not None and self.fault.kind == "status":
@@ -99,9 +102,16 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                 return
         for method, pattern, name in self.ROUTES:
             if method == self.command and (match := re.fullmatch(pattern, self.route)):
-                getattr(self, name)(**{key: value and unquote(value) for key, value in match.groupdict().items()})
+                given = {key: value and unquote(value) for key, value in match.groupdict().items()}
+                self._check_kind(given.get("repo"))
+                getattr(self, name)(**given)
                 return
         raise HubError(404, f"The double has no {self.command} {self.route}")
+
+    def _check_kind(self, repo: str | None) -> None:
+        known = self.hub.state.repos.get(repo or "")
+        if known is not None and known.kind != self.kind:
+            raise HubError(404, f"{repo} is no {self.kind}", "RepoNotFound")
 
     def _send(self, status: int, body: bytes | dict | list, headers: dict[str, str] | None = None) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -152,7 +162,10 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         request = self._json()
         private = request.get("visibility") == "private" or request.get("private", False)
         namespace = request.get("organization")
-        repo = self.hub.state.create_repo(self.user, namespace, request["name"], private, self.hub.url)
+        kind = request.get("type") or "model"
+        if kind == "space" and request.get("sdk") not in ("gradio", "docker", "static"):
+            raise HubError(400, "A Space needs an sdk: gradio, docker or static")
+        repo = self.hub.state.create_repo(self.user, namespace, request["name"], private, self.hub.url, kind)
         self._send(200, {"url": f"{self.hub.url}/{repo.id}", "name": repo.id, "id": repo.id})
 
     def validate_card(self) -> None:

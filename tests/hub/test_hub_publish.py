@@ -227,6 +227,10 @@ def test_the_command_line_refuses_in_one_sentence_before_it_writes(hub, client, 
         (lambda m: m["artifacts"][1].update(source={"gene": "none"}), "The zoo has no 'none'"),
         (lambda m: m["artifacts"][1].update(source="gene"), "a descendant's source is a mapping that names its gene"),
         (lambda m: m["artifacts"][1].update(kind="mixture"), "or names its gene and its deltas"),
+        (
+            lambda m: m["artifacts"][1].update(kind="space"),
+            "a Space's source is a mapping that names its gene",
+        ),
     ],
 )
 def test_a_malformed_manifest_is_named(zoo, tmp_path, change, sentence):
