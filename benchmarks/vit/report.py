@@ -16,6 +16,7 @@ STARTS = {
     "scratch": "scratch",
     "slices": "slices of the ancestor",
     "turned slices": "slices of the ancestor, turned",
+    "ancestor": "the ancestor itself, whole",
 }
 
 
@@ -27,7 +28,7 @@ def accuracies(runs: Runs) -> dict[str, dict[str, np.ndarray]]:
 def targets(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for task, found in accuracies(Runs(read(folder / "vit.json"))).items():
-        for start in [start for start in STARTS if start != "gene"]:
+        for start in ("scratch", "slices", "turned slices"):
             margin = found["gene"] - found[start]
             asked = f"{task}: a descendant of the gene ahead of {STARTS[start]}"
             rows.append(target(asked, margin, margin.mean() > 0, "points of test accuracy"))
@@ -48,9 +49,8 @@ def plots(folder: Path) -> dict[str, Figure]:
     found = accuracies(Runs(results))
     figure, (panel,) = panels(1, 5.6, 3.4)
     groups = {name: [found[task][start] for task in found] for start, name in STARTS.items()}
-    bars(panel, list(found), groups, ["C0", "C7", "C1", "C2"])
+    bars(panel, list(found), groups, ["C0", "C7", "C1", "C2", "C3"])
     legend_below(figure, 2)
-    steps = results["settings"]["fine_tuning"]["steps"]
     panel.set(ylim=(0, 100), ylabel="test accuracy (%)")
-    panel.set_title(f"After {steps} steps; mean and std of {len(results['seeds'])} seeds", fontsize="medium")
+    panel.set_title(f"Linear probes; mean and std of {len(results['seeds'])} draws", fontsize="medium")
     return {"vit": figure}

@@ -7,7 +7,7 @@ import torch
 from transformers.testing_utils import torch_device
 
 from mmlg_hf import LearngeneConfig, LearngeneError, LearngeneForImageClassification, LearngeneModel
-from mmlg_hf.modeling_learngene import LearngeneSiglipModel
+from mmlg_hf.modeling_learngene import LearngeneSiglipModel, LearngeneViTForImageClassification, LearngeneViTModel
 
 from ..test_configuration_common import ConfigTester
 from ..test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, random_attention_mask
@@ -94,6 +94,18 @@ class ImageGeneTester(VisionTester):
             num_multimodal_blocks=0,
             num_unimodal_blocks=2,
         )
+
+
+class ViTGeneTester(VisionTester):
+    """A gene of a ViT, of features or of a classifier."""
+
+    def __init__(self, labels):
+        self.is_training = bool(labels)  # ViTModel has no loss
+        self.labels = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
+
+    def get_config(self):
+        blocks = {"num_multimodal_blocks": 0, "num_unimodal_blocks": 2}
+        return LearngeneConfig(family="vit", vision_config=VISION, text_config=None, **blocks, **self.labels)
 
 
 class _GeneTest(ModelTesterMixin):
@@ -189,3 +201,18 @@ class LearngeneForImageClassificationTest(_GeneTest, unittest.TestCase):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
         labels = torch.zeros(self.model_tester.batch_size, dtype=torch.long, device=torch_device)
         return inputs | {"labels": labels} if return_labels else inputs
+
+
+class LearngeneViTModelTest(_GeneTest, unittest.TestCase):
+    all_model_classes = (LearngeneViTModel,)
+
+    def setUp(self):
+        self.model_tester = ViTGeneTester({})
+
+
+class LearngeneViTForImageClassificationTest(LearngeneForImageClassificationTest):
+    all_model_classes = (LearngeneViTForImageClassification,)
+    test_all_params_have_gradient = True
+
+    def setUp(self):
+        self.model_tester = ViTGeneTester({0: "bag", 1: "shoe"})
