@@ -12,10 +12,15 @@ TESTS = Path(__file__).resolve().parent
 _PORT_TAKEN = re.compile(r"EADDRINUSE|[Aa]ddress already in use")
 
 
-def launch(program: str, *arguments: object, processes: int = 2) -> None:
-    """Run a file under torchrun, with the package and these tests; again where its port was taken."""
+def launch(program: str, *arguments: object, processes: int = 2, config: Path | None = None) -> None:
+    """Run a file under torchrun, with the package and these tests; again where its port was taken.
+
+    With a `config`, accelerate's, it is run by `accelerate launch` as that says, and may be `-m` with a module.
+    """
     path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    if config is not None:
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     for attempt in (1, 2, 3):
         done = subprocess.run(

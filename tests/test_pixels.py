@@ -20,6 +20,7 @@ from transformers import CLIPImageProcessorPil, TrainingArguments, ViTImageProce
 from mmlg_hf import ContrastiveTrainer, ExtractionArguments, ImageTextCollator, extract_learngene
 from mmlg_hf.data import PictureRows, Pixels, open_image, process_images, process_pairs, read_rows
 from mmlg_hf.errors import LearngeneError
+from mmlg_hf.extraction.extracting import _Batches
 from mmlg_hf.extraction.outputs import cache_ancestor_outputs
 from mmlg_hf.extraction.trainer import AncestorCollator
 
@@ -235,6 +236,17 @@ def extract(folder, **changes):
     settings = {"max_steps": 2, "per_device_train_batch_size": 8, "report_to": "none", "disable_tqdm": True}
     args = ExtractionArguments(str(folder), use_cpu=True, save_strategy="no", **settings, **changes)
     return extract_learngene(pico_clip(), pico_pairs(16), args, processor=pico_processor()).state_dict()
+
+
+def test_the_batches_that_channels_are_turned_on_are_floats_of_one_batch_at_a_time():
+    processor = pico_processor()
+    rows = list(read_rows(pico_pairs(5), processor))
+    batches = _Batches(rows, AncestorCollator(ImageTextCollator(processor).deferred()), size=2)
+    assert len(batches) == len(list(batches)) == 3
+    expected = ImageTextCollator(processor)(list(pico_pairs(5)))["pixel_values"]
+    for _ in range(2):
+        torch.testing.assert_close(torch.cat([batch["pixel_values"] for batch in batches]), expected)
+    assert {row["pixel_values"].dtype for row in rows} == {torch.uint8}
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import copy
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -266,6 +266,22 @@ def _gene_config(ancestor: Any, args: ExtractionArguments) -> LearngeneConfig:
     )
 
 
+class _Batches(Sequence):
+    """Rows in batches that are made when they are read: 8-bit pixels stay in memory, and one batch of floats."""
+
+    def __init__(self, rows: list[Any], collator: AncestorCollator, size: int = 128) -> None:
+        self.rows, self.collator, self.size = rows, collator, size
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.size)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= len(self):
+            raise IndexError(index)
+        rows = self.rows[index * self.size : (index + 1) * self.size]
+        return self.collator.finish(self.collator(rows))
+
+
 def _make_gene(
     ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator
 ) -> tuple[Any, Any, dict[str, float]]:
@@ -280,8 +296,7 @@ def _make_gene(
         rows = list(islice(data, args.rotation_rows))
         if not rows:
             raise LearngeneError("the dataset gives no rows: there is nothing to train on")
-        batches = [collator.finish(collator(rows[start : start + 128])) for start in range(0, len(rows), 128)]
-        ancestor, turned = rotate_channels(ancestor, batches)
+        ancestor, turned = rotate_channels(ancestor, _Batches(rows, collator))
     config = _gene_config(ancestor, args)
     # True says what older genes say: both are turned.
     config.scale_norms = len(turned) == 2 or sorted(turned) or False
