@@ -39,9 +39,8 @@ def page(folder: Path) -> str:
     results = read(folder / "vit.json")
     runs = Runs(results)
     (extraction,) = runs.all("extraction")
-    return fill(
-        Path(__file__).parent, results=results, runs=runs, extraction=extraction, found=accuracies(runs), starts=STARTS
-    )
+    shown = {"found": accuracies(runs), "starts": STARTS, "rows": targets(folder)}
+    return fill(Path(__file__).parent, results=results, runs=runs, extraction=extraction, **shown)
 
 
 def plots(folder: Path) -> dict[str, Figure]:
