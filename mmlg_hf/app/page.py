@@ -1,13 +1,15 @@
 """The Gradio page: two sizes of a gene side by side, naming a picture and searching pictures."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data import picture_files
-from ..errors import LearngeneError, first_line, require
+from ..errors import LearngeneError, require
 from ..shell.printing import say
 from . import html
 from .drawn import draw_examples
@@ -62,7 +64,10 @@ def serve(
             footer_links=[],
         )
     except OSError as error:
-        raise LearngeneError(f"the page cannot be served: {first_line(error)}") from error
+        raise LearngeneError(
+            f"the page cannot be served at {host or '127.0.0.1'}, port {port or '7860 or above'}: choose a port "
+            "that is free, and an address of this machine"
+        ) from error
     say(f"The page is at {url} until Ctrl-C stops it.")
     page.block_thread()
 
@@ -74,7 +79,9 @@ def build_page(gene: str | os.PathLike, *, pictures: str | os.PathLike | None = 
     """
     gradio: Any = _gradio()
     sizes = Sizes(gene, **hub_kwargs)
-    examples = draw_examples(Path(tempfile.mkdtemp(prefix="mmlg-")))
+    drawn = tempfile.mkdtemp(prefix="mmlg-")
+    atexit.register(shutil.rmtree, drawn, ignore_errors=True)
+    examples = draw_examples(Path(drawn))
     album = Album(picture_files(pictures) if pictures is not None else examples, max(256, sizes.image_size))
     with gradio.Blocks(title=f"{sizes.name}: sizes side by side", analytics_enabled=False, delete_cache=_KEPT) as page:
         gradio.HTML(_head(sizes), elem_id="mmlg-head")

@@ -1,8 +1,10 @@
 """What the page does, without gradio: sizes grown and measured, labels read, pictures named and searched."""
 
+import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 import torch
@@ -266,6 +268,17 @@ def test_a_missing_gradio_is_told_with_the_extra_that_brings_it(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr == "Error: This needs gradio, which is not installed: pip install 'mmlg_hf[app]' brings it\n"
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_told(folder):
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'mmlg_hf[app]'")
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(LearngeneError, match=f"cannot be served at 127.0.0.1, port {port}: choose a port"):
+            page.serve(folder, port=port)
 
 
 def test_the_command_says_what_it_takes():
