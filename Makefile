@@ -42,7 +42,7 @@ cards:  ## render the model cards again from the manifest and the results
 	.venv/bin/python -m upload render
 
 conformance:  ## transformers' own model tests against our classes (downloads its source distribution)
-	.venv/bin/python tests/conformance/run.py
+	.venv/bin/python tests/conformance/run.py $(ARGUMENTS)
 
 coverage:
 	.venv/bin/python -m pytest -m "" --cov=mmlg_hf --cov-report=term-missing

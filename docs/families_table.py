@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import Dinov2Config, Dinov2Model
 
 from mmlg_hf.extraction.ancestors import gene_config
+from mmlg_hf.extraction.vit import stock_vit
 from mmlg_hf.families import FAMILIES
 from mmlg_hf.inspection import learngene_parameters
 
@@ -42,7 +44,14 @@ def siglip(vision: dict[str, Any], text: dict[str, Any], vocab_size: int) -> dic
     }
 
 
+def dinov2(width: int, heads: int) -> dict[str, Any]:
+    """The fields of a DINOv2's config."""
+    sizes = {"hidden_size": width, "num_hidden_layers": 12, "num_attention_heads": heads, "mlp_ratio": 4}
+    return sizes | {"image_size": 518, "patch_size": 14}
+
+
 XLM_V = 901_629  # tokens
+DINOV2_PIXELS = 224  # a side of the pictures that its processor makes, at which its gene has its positions
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "OpenAI ViT-B/32": ("clip", clip(encoder(768, 12, 12, patch_size=32), encoder(512, 12, 8), 512)),
     "OpenAI ViT-L/14": ("clip", clip(encoder(1024, 24, 16, patch_size=14), encoder(768, 12, 12), 768)),
@@ -69,12 +78,19 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
         siglip(encoder(1152, 27, 16, 4304, patch_size=14), encoder(1152, 27, 16, 4304), 32_000),
     ),
     "SigLIP 2 B/16": ("siglip", siglip(encoder(768, 12, 12, patch_size=16), encoder(768, 12, 12), 256_000)),
+    "DINOv2 S/14": ("vit", dinov2(384, 6)),
+    "DINOv2 B/14": ("vit", dinov2(768, 12)),
 }
 
 
 def build(name: str) -> tuple[Any, Any]:
     """The ancestor of a configuration and the config of the gene that extraction makes of it by default."""
     family, fields = CONFIGURATIONS[name]
+    if family == "vit":
+        with torch.device("meta"):
+            dinov2_model = Dinov2Model(Dinov2Config(**fields))
+            vit = stock_vit(dinov2_model, DINOV2_PIXELS)
+        return dinov2_model, gene_config(vit, num_multimodal_blocks=0, num_unimodal_blocks=2, mixing="linear")
     with torch.device("meta"):
         ancestor = FAMILIES[family].whole_class(FAMILIES[family].config_class(**fields))
     rank = ancestor.config.text_config.hidden_size // 4
@@ -87,7 +103,10 @@ def half(config: Any) -> Any:
     sides = config.encoder_configs.values()
     heads = [side.hidden_size // side.num_attention_heads for side in sides]
     widths = tuple(head * max(side.num_attention_heads // 2, 1) for head, side in zip(heads, sides, strict=True))
-    return config.descendant_config(tuple(max(side.num_hidden_layers // 2, 1) for side in sides), widths)
+    depths = tuple(max(side.num_hidden_layers // 2, 1) for side in sides)
+    if len(widths) == 1:
+        return config.descendant_config(*depths, *widths, "image")
+    return config.descendant_config(depths, widths)
 
 
 def row(name: str) -> list[str]:
@@ -96,14 +115,14 @@ def row(name: str) -> list[str]:
     with torch.device("meta"):
         smaller = config.kin.whole_class(half(config))
     whole, gene = ancestor.num_parameters(), learngene_parameters(config)
-    tokens = config.text_config.vocab_size * config.token_embedding_rank
+    tokens = config.text_config.vocab_size * config.token_embedding_rank if config.text_config else 0
     return [
         name,
-        config.kin.descendants["multimodal", False],
+        type(ancestor).__name__,
         f"{whole / 1e6:.1f}",
         f"{gene / 1e6:.1f}",
         f"{gene / whole:.0%}",
-        f"{tokens / gene:.0%}",
+        f"{tokens / gene:.0%}" if tokens else "",
         f"{4 * gene / 1e6:.0f}",
         f"{4 * smaller.num_parameters() / 1e6:.0f}",
     ]

@@ -12,7 +12,7 @@ from datasets import load_dataset
 from transformers import AutoModel, TrainingArguments
 
 from mmlg_hf import ContrastiveTrainer, evaluate_retrieval
-from mmlg_hf.alignment import RECIPES, align, load_processor
+from mmlg_hf.alignment import RECIPES, align, processor_of_pair
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
 
     # 1. Join the encoders. Only what the recipe names will train.
     model = align(options.vision, options.text, options.recipe, text_pooling=options.text_pooling)
-    processor = load_processor(model)
+    processor = processor_of_pair(model)
     model.print_trainable_parameters()
 
     # 2. Train on pairs, with the negatives of all processes, as with any Trainer.

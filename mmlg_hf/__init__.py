@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from logging import getLogger
 from typing import Any
 
 
@@ -57,6 +58,9 @@ try:
     __version__ = version("mmlg_hf")
 except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
+
+# What this package warns of follows transformers' verbosity (`transformers.logging.set_verbosity_error()` and so on).
+getLogger(__name__).parent = getLogger("transformers")
 
 from . import _auto  # noqa: E402  what it registers imports this package
 

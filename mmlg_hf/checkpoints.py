@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ from .saving import WEIGHTS, WEIGHTS_INDEX
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the progress bars and notices of transformers and, where it is loaded, of datasets."""
+    """Silence the progress bars and notices of transformers and, where it is loaded, of datasets; ours are kept."""
+    own = getLogger(__package__)
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     datasets = sys.modules.get("datasets")  # not imported for this: growing a descendant needs none of it
     data_bars = datasets is not None and datasets.is_progress_bar_enabled()
+    level = own.level
+    own.setLevel(own.getEffectiveLevel())
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if datasets is not None:
@@ -38,6 +42,7 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        own.setLevel(level)
         if bars:
             logging.enable_progress_bar()
         if data_bars and datasets is not None:

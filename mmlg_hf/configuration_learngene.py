@@ -74,7 +74,8 @@ class LearngeneConfig(PreTrainedConfig):
         logit_scale_init_value (`float`): natural logarithm of the initial logit scale, as in CLIP.
         initializer_factor (`float`): scales all initialisation, as in CLIP.
         family (`str`): which models the ancestor and the descendants are, one of `families.FAMILIES`: "clip",
-            "metaclip_2" or "siglip". The sub-configs are of the family's classes.
+            "metaclip_2", "siglip" or "vit". The sub-configs are of the family's classes.
+        id2label (`dict`, *optional*): the labels of an image gene; `{}` for one of a ViT without a classifier.
         ancestor (`dict`, *optional*): where the gene comes from: `id`, `revision` (commit), `class`, `parameters`.
         recipe (`dict`, *optional*): how it was made: data, steps, losses, seconds, hardware, versions.
 
@@ -109,6 +110,8 @@ class LearngeneConfig(PreTrainedConfig):
         if self.vision_config is None:
             self.vision_config = {}
         family = read_family(self.family)
+        if family.image_only and self.text_config is not None:
+            raise LearngeneError(f'there is a text_config, but family is "{family.name}", which reads no texts')
         check_size("projection_dim", self.projection_dim)
         _check_labels(kwargs)
         for name, kind in family.encoder_configs.items():
@@ -118,16 +121,20 @@ class LearngeneConfig(PreTrainedConfig):
             fields = given if isinstance(given, dict) else given.to_dict()
             _check_labels(fields, f"{name}.")
             _check_encoder(name, {**kind.__dict__, **fields})  # before stock code divides by what it holds
-            size = self._embedding_field(name, fields)
-            if not isinstance(given, kind) or any(getattr(given, key) != value for key, value in size.items()):
-                setattr(self, name, kind(**{**fields, "model_type": kind.model_type, **size}))
+            decided = self._decided_fields(name, fields)
+            if not isinstance(given, kind) or any(getattr(given, key) != value for key, value in decided.items()):
+                setattr(self, name, kind(**{**fields, "model_type": kind.model_type, **decided}))
         super().__post_init__(**kwargs)
 
-    def _embedding_field(self, name: str, fields: dict[str, Any]) -> dict[str, int]:
-        """The field that says an encoder's embedding size; a SigLIP's image encoder, whose own width it is, has none.
+    def _decided_fields(self, name: str, fields: dict[str, Any]) -> dict[str, int]:
+        """What the gene decides of an encoder's fields: mostly the one that says its embedding's size.
+
+        A SigLIP's image encoder, whose own width it is, has none.
 
         Of the encoders the image encoder comes first, and its width becomes the `projection_dim` of a SigLIP.
         """
+        if self.kin.image_only:
+            return {"qkv_bias": True}  # the blocks have one, of zeros where the ancestor had none
         if not self.kin.embeds_at_width:
             return {"projection_dim": self.projection_dim}
         if name == "vision_config":
@@ -147,6 +154,13 @@ class LearngeneConfig(PreTrainedConfig):
     def kin(self) -> Family:
         """The entry of `families.FAMILIES` that this gene's `family` names."""
         return read_family(self.family)
+
+    @property
+    def kind(self) -> str:
+        """What the auxiliary model is: "multimodal", of images alone a "classifier", or one that gives "features"."""
+        if self.text_config is not None:
+            return "multimodal"
+        return "classifier" if self.num_labels else "features"
 
     @property
     def encoder_configs(self) -> dict[str, Any]:
@@ -214,8 +228,9 @@ class LearngeneConfig(PreTrainedConfig):
             modality: "multimodal", "image" or "text". The side left out keeps the gene's own size.
 
         Returns:
-            the family's config, such as `CLIPConfig`. The embedding of a SigLIP is as large as its image encoder is
-            wide: that of the descendant, or where the descendant has none that of the gene.
+            the family's config, such as `CLIPConfig`, or `ViTConfig` for an image gene of a ViT. The embedding of a
+            SigLIP is as large as its image encoder is wide: that of the descendant, or where the descendant has none
+            that of the gene.
 
         Raises:
             LearngeneError: naming the value, and what is allowed.
@@ -234,6 +249,8 @@ class LearngeneConfig(PreTrainedConfig):
                 chosen |= {"num_hidden_layers": _check_depth(depths[side], own.num_hidden_layers)}
                 chosen |= self._width_fields(own, widths[encoder], encoder)
             built["vision_config" if encoder == "image" else "text_config"] = chosen
+        if self.kin.image_only:
+            return self.kin.config_class(**built["vision_config"])
         if self.kin.embeds_at_width:
             if "text_config" in built:
                 built["text_config"]["projection_size"] = built["vision_config"]["hidden_size"]
@@ -328,6 +345,10 @@ class LearngeneConfig(PreTrainedConfig):
                 f"num_multimodal_blocks is {self.num_multimodal_blocks}, but there is no text_config to share blocks "
                 "with: an image gene has num_multimodal_blocks=0"
             )
+        if self.kind == "features" and not self.kin.image_only:
+            raise LearngeneError(
+                f"id2label is empty, but an image gene of {self.kin.title} is a classifier: give it labels"
+            )
         if not isinstance(self.scale_norms, bool) and not set(self.scale_norms) <= {"image", "text"}:
             raise LearngeneError(f'scale_norms is {self.scale_norms}: it takes True, False, or of "image" and "text"')
         if self.token_embedding_rank is not None:
@@ -394,7 +415,11 @@ def _check_encoder(name: str, fields: dict[str, Any]) -> None:
         raise LearngeneError(f"patch_size is {fields['patch_size']}, above the image_size {fields['image_size']}")
     for field in (field for field in ("layer_norm_eps", "initializer_range", "initializer_factor") if field in fields):
         _check_real(f"{field} of {name}", fields[field])
-    _check_real(f"attention_dropout of {name}", fields["attention_dropout"], most=1)
+    for field in ("attention_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"):
+        if field in fields:
+            _check_real(f"{field} of {name}", fields[field], most=1)
+    if fields.get("pooler_output_size") is not None:
+        check_size(f"pooler_output_size of {name}", fields["pooler_output_size"])
     if not isinstance(fields["hidden_act"], str):
         raise LearngeneError(f"hidden_act of {name} is {_shown(fields['hidden_act'])}: it takes an activation's name")
     eos = fields.get("eos_token_id", 0)

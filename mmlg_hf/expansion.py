@@ -281,10 +281,6 @@ def join_table(factor: Tensor, projection: Tensor, out: Tensor | None = None) ->
         return out.copy_(factor @ projection.T)
 
 
-def layer_state_dict(prefix: str, expanded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name the layers as CLIP does: `{prefix}.encoder.layers.{l}.{parameter}`."""
-    return {
-        f"{prefix}.encoder.layers.{layer}.{name}": weight
-        for name, stacked in expanded.items()
-        for layer, weight in enumerate(stacked.unbind(0))
-    }
+def depth_of(coefficients: Tensor | Mapping[str, Tensor]) -> int:
+    """How many layers there are mixing coefficients for."""
+    return len(coefficients if isinstance(coefficients, Tensor) else next(iter(coefficients.values())))

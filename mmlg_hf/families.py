@@ -5,7 +5,7 @@ The encoder layers of all of them have the same sixteen parameters (`expansion.L
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import transformers
@@ -20,7 +20,7 @@ ENCODERS = {"image": "vision_model", "text": "text_model"}
 
 @dataclass(frozen=True)
 class Family:
-    """One family of image-text models.
+    """One family of models.
 
     Attributes:
         name: `LearngeneConfig.family`, and the `model_type` of the whole model's config.
@@ -29,29 +29,42 @@ class Family:
             follows the encoder's width, "mlp" its MLP, "embed" the size of the embedding, and "qkv" is three times
             "hidden", one after another; None is an axis no width touches.
         whole: parameters of the whole model alone.
-        configs: names of the stock configs: of the whole, of the image encoder, of the text encoder.
+        configs: names of the stock configs: of the whole, of the image encoder, and of the text encoder if there is
+            one.
         descendants: name of the class of a descendant by modality, and whether it has a classifier.
         scaled_norms: LayerNorms outside the layers whose scale counts, as their output is read by no other norm: a
             slice scales them as it does the layers' (`expansion.slice_norm_scale`).
         embeds_at_width: whether the size of the embedding is the image encoder's width, so that a narrower descendant
             has a smaller embedding; False means that it is `projection_dim` at every width.
-        bare: classes that are an encoder themselves: no "vision_model." or "text_model." stands before their names.
+        prefixes: by class, what stands before its encoder's names in place of "vision_model." or "text_model."; ""
+            before those of a class that is an encoder itself.
+        without_head: outer parameters that a descendant with a classifier has not.
+        layers: where an encoder keeps its layers.
+        layer_names: parts of a layer that the family calls otherwise than `expansion.LAYER_AXES` does.
     """
 
     name: str
     title: str
     outer: Mapping[str, Axes]
     whole: tuple[str, ...]
-    configs: tuple[str, str, str]
+    configs: tuple[str, ...]
     descendants: Mapping[tuple[str, bool], str]
     scaled_norms: tuple[str, ...] = ()
     embeds_at_width: bool = False
-    bare: tuple[str, ...] = ()
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    without_head: tuple[str, ...] = ()
+    layers: str = "encoder.layers"
+    layer_names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def image_only(self) -> bool:
+        """Whether there is no text encoder in this family."""
+        return len(self.configs) == 2
 
     @property
     def whole_class(self) -> Any:
-        """The stock class of an ancestor of both modalities, and of a multimodal descendant."""
-        return stock_class(self.descendants["multimodal", False])
+        """The stock class of an ancestor of all modalities that there are, and of a descendant of them."""
+        return stock_class(self.descendants["image" if self.image_only else "multimodal", False])
 
     @property
     def config_class(self) -> Any:
@@ -61,13 +74,23 @@ class Family:
     @property
     def encoder_configs(self) -> dict[str, Any]:
         """The stock config class of each encoder, under the name of the field that holds it."""
-        return {"vision_config": stock_class(self.configs[1]), "text_config": stock_class(self.configs[2])}
+        fields = ("vision_config", "text_config")
+        return {name: stock_class(config) for name, config in zip(fields, self.configs[1:], strict=False)}
 
-    def prefix_of(self, cls: Any) -> str:
-        """What stands before the names of `outer` and is not there in this class of a descendant."""
-        if cls.__name__ not in self.bare:
-            return ""
-        return "vision_model." if cls.__name__ == self.descendants["image", False] else "text_model."
+    def name_in(self, cls: Any, name: str) -> str:
+        """What a class of this family calls the parameter or module that a gene calls `name`."""
+        prefix = self.prefixes.get(cls.__name__)
+        encoder, _, rest = name.partition(".")
+        return name if prefix is None or encoder not in ENCODERS.values() else prefix + rest
+
+    def in_layer(self, name: str) -> str:
+        """What the family calls a parameter of `expansion.LAYER_AXES`."""
+        part, _, kind = name.rpartition(".")
+        return f"{self.layer_names.get(part, part)}.{kind}"
+
+    def layer_parameter(self, modality: str, layer: int, name: str) -> str:
+        """What a gene calls a parameter of `expansion.LAYER_AXES` in one of an encoder's layers."""
+        return f"{ENCODERS[modality]}.{self.layers}.{layer}.{self.in_layer(name)}"
 
 
 _NORM: tuple[str, ...] = ("hidden",)
@@ -90,6 +113,7 @@ _CLIP_TEXT: Axes = {
     "text_model.final_layer_norm.bias": _NORM,
     "text_projection.weight": (None, "hidden"),
 }
+_PROJECTIONS = ("visual_projection.weight", "text_projection.weight")
 _SIGLIP_IMAGE: Axes = {
     "vision_model.embeddings.patch_embedding.weight": ("hidden", None, None, None),
     "vision_model.embeddings.patch_embedding.bias": ("hidden",),
@@ -116,6 +140,18 @@ _SIGLIP_TEXT: Axes = {
     "text_model.head.weight": ("embed", "hidden"),
     "text_model.head.bias": ("embed",),
 }
+_VIT: Axes = {
+    "vision_model.embeddings.cls_token": (None, None, "hidden"),
+    "vision_model.embeddings.position_embeddings": (None, None, "hidden"),
+    "vision_model.embeddings.patch_embeddings.projection.weight": ("hidden", None, None, None),
+    "vision_model.embeddings.patch_embeddings.projection.bias": ("hidden",),
+    "vision_model.layernorm.weight": _NORM,
+    "vision_model.layernorm.bias": _NORM,
+    "vision_model.pooler.dense.weight": (None, "hidden"),
+    "vision_model.pooler.dense.bias": (None,),
+    "classifier.weight": (None, "hidden"),
+    "classifier.bias": (None,),
+}
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -133,6 +169,7 @@ FAMILIES: dict[str, Family] = {
                 ("text", False): "CLIPTextModelWithProjection",
                 ("text", True): "CLIPTextForSequenceClassification",
             },
+            without_head=_PROJECTIONS,
         ),
         Family(
             name="metaclip_2",
@@ -146,6 +183,7 @@ FAMILIES: dict[str, Family] = {
                 ("image", True): "MetaClip2ForImageClassification",
                 ("text", False): "MetaClip2TextModelWithProjection",
             },
+            without_head=_PROJECTIONS,
         ),
         Family(
             name="siglip",
@@ -165,7 +203,27 @@ FAMILIES: dict[str, Family] = {
                 "text_model.final_layer_norm.weight",
             ),
             embeds_at_width=True,
-            bare=("SiglipVisionModel", "SiglipTextModel"),
+            prefixes={"SiglipVisionModel": "", "SiglipTextModel": ""},
+        ),
+        Family(
+            name="vit",
+            title="ViT and DINOv2",
+            outer={"image": _VIT},
+            whole=(),
+            configs=("ViTConfig", "ViTConfig"),
+            descendants={("image", False): "ViTModel", ("image", True): "ViTForImageClassification"},
+            scaled_norms=("vision_model.layernorm.weight",),
+            prefixes={"ViTModel": "", "ViTForImageClassification": "vit."},
+            without_head=("vision_model.pooler.dense.weight", "vision_model.pooler.dense.bias"),
+            layers="layers",
+            layer_names={
+                "layer_norm1": "layernorm_before",
+                "self_attn.q_proj": "attention.q_proj",
+                "self_attn.k_proj": "attention.k_proj",
+                "self_attn.v_proj": "attention.v_proj",
+                "self_attn.out_proj": "attention.o_proj",
+                "layer_norm2": "layernorm_after",
+            },
         ),
     )
 }
@@ -185,6 +243,13 @@ def family_of(config: Any) -> Family | None:
     """The family of a model's config, the gene's own config among them; None where there is no such family."""
     name = getattr(config, "family", None) or getattr(config, "model_type", "")
     return FAMILIES.get(str(name))
+
+
+def encoders_of(config: Any) -> dict[str, Any]:
+    """The configs of the encoders by modality in the config of a whole model, which may be an encoder's itself."""
+    parts = {"image": getattr(config, "vision_config", None), "text": getattr(config, "text_config", None)}
+    found = {modality: part for modality, part in parts.items() if part is not None}
+    return found or {"image": config}
 
 
 def read_family(name: Any) -> Family:

@@ -110,7 +110,7 @@ def _read_header(path: Path, name: str) -> dict[str, Stored]:
         ) from None
 
 
-def read_tensors(stored: dict[str, Stored]) -> dict[str, torch.Tensor]:
+def map_tensors(stored: dict[str, Stored]) -> dict[str, torch.Tensor]:
     """Give stored tensors as they lie in their files: what is read of them is mapped into memory, not copied."""
     weights: dict[str, torch.Tensor] = {}
     for path in {entry.file for entry in stored.values()}:
@@ -286,6 +286,8 @@ class StrictLoadingMixin:
         except LearngeneError:
             raise
         except Exception as error:  # a keyword of the caller's, or a value in the config that no check foresaw
+            if torch.get_default_device().type == "meta":
+                raise  # transformers' own error tells what to do instead, and callers know it by its class
             raise LearngeneError(f"cannot load {name}: {first_line(error)}") from error
         return model, info
 
@@ -299,7 +301,7 @@ class StrictLoadingMixin:
             raise LearngeneError(
                 f"With modality, from_pretrained takes dtype and device_map only, not {', '.join(unknown)}"
             )
-        model.load_state_dict(read_tensors(stored), strict=False, assign=True)
+        model.load_state_dict(map_tensors(stored), strict=False, assign=True)
         if isinstance(dtype, torch.dtype):
             model.to(dtype)
         if device_map is not None:

@@ -11,7 +11,7 @@ from .configuration_learngene import LearngeneConfig
 from .errors import LearngeneError
 from .gene_files import check_folder, read_dtype
 from .hub import check_subfolder, fetch_learngene
-from .modeling_learngene import LearngeneForImageClassification, LearngeneMixin, LearngeneModel
+from .modeling_learngene import LearngeneMixin, class_of_gene
 
 __all__ = ["bundled_learngenes", "load_learngene", "load_processor", "locate_learngene"]
 
@@ -74,7 +74,6 @@ def _load(learngene: Any, settings: dict[str, Any], hub_kwargs: dict[str, Any]) 
         hub_kwargs = {**hub_kwargs, "revision": commit, "local_files_only": True, "force_download": False}
     check_folder(folder, os.fspath(learngene))
     config = LearngeneConfig.from_pretrained(folder)
-    cls: Any = LearngeneForImageClassification if config.text_config is None else LearngeneModel
     if settings.get("_only_to_grow"):  # to read and check it a second time would take longer than to grow
         settings = {**settings, "config": config}
-    return cls.from_pretrained(learngene, **settings, **hub_kwargs)
+    return class_of_gene(config).from_pretrained(learngene, **settings, **hub_kwargs)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -13,8 +13,8 @@ from transformers import initialization as init
 from .checkpoints import quiet
 from .configuration_learngene import MAX_LABELS, Size, check_size
 from .errors import LearngeneError, first_line
-from .expansion import LAYER_AXES, fill_layers, join_table, sum_type
-from .families import Family, stock_class
+from .expansion import LAYER_AXES, depth_of, fill_layers, join_table, sum_type
+from .families import Family, encoders_of, stock_class
 from .gene_files import read_dtype
 from .hub import REPO_ID
 from .modeling_text_classification import CLIPTextForSequenceClassification
@@ -27,7 +27,7 @@ _OWN_CLASSES: dict[str, Any] = {"CLIPTextForSequenceClassification": CLIPTextFor
 _DECIDED_BY_THE_GENE = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "projection_dim", "vocab_size",
     "max_position_embeddings", "patch_size", "image_size", "num_channels", "vision_config", "text_config",
-    "logit_scale_init_value", "projection_size", "vision_use_head",
+    "logit_scale_init_value", "projection_size", "vision_use_head", "qkv_bias", "pooler_output_size",
 )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ class DescendantMixin:
                 another family gives that family's classes, see `families.FAMILIES`.
             num_labels: with "image" gives `CLIPForImageClassification`, with "text"
                 `CLIPTextForSequenceClassification`, each with a newly initialised head; None gives no head, except
-                that an image gene brings its own.
+                that an image gene of a classifier brings its own.
             id2label, label2id: names of the labels, by id from 0 or as a list; they imply `num_labels`.
             dtype: of the weights, from torch or by name; None gives float32, since a descendant is there to be
                 fine-tuned, and "auto" the gene's own. The sums are formed in float32 in any case.
@@ -81,24 +81,23 @@ class DescendantMixin:
         """
         if modality is None:
             modality = "image" if self.config.text_config is None else "multimodal"
-        dtype = read_dtype(dtype, torch_dtype)
-        own: Any = self
-        dtype = own.dtype if dtype == "auto" else dtype or torch.float32
+        wanted, own = read_dtype(dtype, torch_dtype), cast(Any, self)
+        kept = own.dtype if wanted == "auto" else cast(torch.dtype, wanted or torch.float32)
         labels = _read_labels(num_labels, id2label, label2id)
         if labels is not None and modality == "multimodal":
             raise LearngeneError(
                 f'num_labels is {len(labels)} with modality "multimodal", which has no head: use "image" or "text"'
             )
-        own_head = self.config.text_config is None and labels is None
+        own_head = self.config.text_config is None and labels is None and self.config.num_labels > 0
         config = self.config.descendant_config(depth, width, modality)
         descendant_class(self.config.kin, modality, labels is not None or own_head)  # refuses one that there is not
         if labels is not None or own_head:
             names = self.config.id2label if labels is None else labels
-            config.text_config.id2label = config.id2label = names
-            config.text_config.label2id = config.label2id = {name: index for index, name in names.items()}
+            for part in (config, encoders_of(config).get("text", config)):
+                part.id2label, part.label2id = names, {name: index for index, name in names.items()}
         _override(config, modality, config_overrides)
         _record_provenance(config, self.config, modality)
-        model = self._build(config, modality, labels is not None, own_head, dtype, device_map)
+        model = self._build(config, modality, labels is not None, own_head, kept, device_map)
         if attn_implementation is not None:
             try:
                 model.set_attn_implementation(attn_implementation)
@@ -116,7 +115,7 @@ class DescendantMixin:
     @torch.no_grad()
     def _build(self, config: Any, modality: str, new_head: bool, own_head: bool, dtype: torch.dtype, device_map: Any):
         """Build the stock class and write each of its weights once; transformers initialises a new head alone."""
-        encoders = {"image": config.vision_config, "text": config.text_config}
+        encoders, kin = encoders_of(config), self.config.kin
         wanted = encoders if modality == "multimodal" else {modality: encoders[modality]}
         gene: Any = self
         outer, layers = gene.descendant_sources(wanted)
@@ -126,18 +125,15 @@ class DescendantMixin:
                 f'with modality="{modality}"'
             )
         with_head = new_head or own_head
-        cls: Any = descendant_class(self.config.kin, modality, with_head)
+        cls: Any = descendant_class(kin, modality, with_head)
         config = config_of(cls, config)
         if with_head:
-            outer = {name: weight for name, weight in outer.items() if "projection" not in name}
+            outer = {name: weight for name, weight in outer.items() if name not in kin.without_head}
             if not own_head:
                 outer = {name: weight for name, weight in outer.items() if not name.startswith("classifier.")}
-        prefix = self.config.kin.prefix_of(cls)
-        outer = {name.removeprefix(prefix): weight for name, weight in outer.items()}
-        layers = {f"{encoder}.".removeprefix(prefix): sources for encoder, sources in layers.items()}
         try:
             model = _build_empty(cls, config, dtype)
-            _fill(model, outer, layers)
+            _fill(model, kin, outer, layers)
             model = _place(model, device_map)
         except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
             if isinstance(error, LearngeneError):
@@ -165,17 +161,18 @@ def _build_empty(cls: Any, config: Any, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _fill(model: Any, outer: dict[str, Any], layers: dict[str, tuple[Any, ...]]) -> None:
+def _fill(model: Any, family: Family, outer: dict[str, Any], layers: dict[str, Any]) -> None:
     """Give an empty model memory and write each weight into it, straight from the gene.
 
     What `from_pretrained` leaves to transformers is left to it here: the classifier if the gene has none, and
     buffers that are not saved.
     """
     empty = dict(model.named_parameters())
+    outer = {family.name_in(type(model), name): weight for name, weight in outer.items()}
     names = {
-        f"{encoder}encoder.layers.{layer}.{name}": (encoder, name, layer)
-        for encoder in layers
-        for layer in range(model.get_submodule(f"{encoder}encoder").config.num_hidden_layers)
+        family.name_in(type(model), family.layer_parameter(modality, layer, name)): (modality, name, layer)
+        for modality, (_, _, coefficients, *_) in layers.items()
+        for layer in range(depth_of(coefficients))
         for name in LAYER_AXES
     }
     given = outer.keys() | names.keys()
@@ -193,11 +190,11 @@ def _fill(model: Any, outer: dict[str, Any], layers: dict[str, tuple[Any, ...]])
                 join_table(rows, projection, target)
         else:
             weights[name].copy_(source)
-    stacks: dict[str, dict[str, list[Tensor]]] = {encoder: {name: [] for name in LAYER_AXES} for encoder in layers}
-    for full_name, (encoder, name, _) in names.items():
-        stacks[encoder][name].append(weights[full_name])
-    for encoder, sources in layers.items():
-        fill_layers(*sources, stacks[encoder])
+    stacks: dict[str, dict[str, list[Tensor]]] = {modality: {name: [] for name in LAYER_AXES} for modality in layers}
+    for full_name, (modality, name, _) in names.items():
+        stacks[modality][name].append(weights[full_name])
+    for modality, sources in layers.items():
+        fill_layers(*(*sources, stacks[modality]))
     for name in given:
         weights[name]._is_hf_initialized = True  # which `initialize_weights` leaves as it is
     model.initialize_weights()
@@ -305,11 +302,9 @@ def _read_map(labels: Any, name: str) -> dict[int, str] | None:
 
 def _override(config: Any, modality: str, overrides: dict[str, Any]) -> None:
     """Set config fields on the parts of the config that have them."""
-    parts = {
-        "multimodal": (config, config.vision_config, config.text_config),
-        "image": (config, config.vision_config),
-        "text": (config.text_config,),
-    }[modality]
+    encoders = encoders_of(config)
+    wanted = [*encoders.values()] if modality == "multimodal" else [encoders[modality]]
+    parts = wanted if modality == "text" else [config, *wanted]
     for name, value in overrides.items():
         if name in _DECIDED_BY_THE_GENE:
             raise LearngeneError(f"{name} cannot be overridden ({value!r}): the gene, depth and width decide it")
@@ -332,7 +327,7 @@ def _record_provenance(config: Any, gene: Any, modality: str) -> None:
     }
     if gene.ancestor and gene.ancestor.get("id"):
         source["ancestor"] = {**gene.ancestor, "id": _public(gene.ancestor["id"])}
-    for part in (config, config.vision_config, config.text_config):
+    for part in (config, *encoders_of(config).values()):
         part.learngene = {**source, "modality": modality}
 
 

@@ -1,6 +1,5 @@
 """Files of a gene on the Hub: fetched as far as needed, checked against their hashes, failures in one sentence."""
 
-import hashlib
 import os
 import re
 import tempfile
@@ -22,6 +21,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
+from transformers.utils.hub import extract_commit_hash
 
 from .errors import LearngeneError, first_line
 from .saving import WEIGHTS, WEIGHTS_INDEX, is_needed, read_index
@@ -36,7 +37,7 @@ TOKENIZER = (
 )
 ATTEMPTS = 3
 # httpx's own base class: huggingface_hub moved from httpx to httpx2, and both may be installed.
-HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]  # type: ignore[assignment]
+HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 def check_repo_id(repo_id: str) -> str:
@@ -114,7 +115,7 @@ def fetch_learngene(
             where = f"{repo_id}/{subfolder}" if subfolder else repo_id
             raise LearngeneError(f"{where} holds no model: it has no config.json") from None
     folder = config.parent
-    commit = _commit_of(config)
+    commit = str(extract_commit_hash(str(config), None))
     with explain_hub_errors(repo_id, revision):
         names = _weight_files(repo_id, commit, fetch, is_needed(modality), token)
         if with_processor and not (local_files_only or constants.HF_HUB_OFFLINE):
@@ -199,12 +200,6 @@ def list_files(
     return found
 
 
-def _commit_of(path: Path) -> str:
-    """The commit in a cached file's path, .../snapshots/COMMIT/..."""
-    parts = path.parts
-    return parts[len(parts) - parts[::-1].index("snapshots")]
-
-
 def _fetch_checked(repo_id: str, name: str, *, force_download: bool, **settings) -> Path:
     """Download one file and compare it with its hash, again up to `ATTEMPTS` times."""
     for attempt in range(1, ATTEMPTS + 1):
@@ -243,15 +238,10 @@ def _is_intact(path: Path) -> bool:
     """Whether a cached file has the hash that it is filed under."""
     expected = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", expected):
-        digest = hashlib.sha256()
-    elif re.fullmatch(r"[0-9a-f]{40}", expected):
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    else:  # a cache without links keeps no hash
-        return True
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest() == expected
+        with path.open("rb") as file:
+            return sha_fileobj(file).hex() == expected
+    # A cache without links keeps no hash.
+    return not re.fullmatch(r"[0-9a-f]{40}", expected) or git_hash(path.read_bytes()) == expected
 
 
 def _remove(path: Path) -> None:

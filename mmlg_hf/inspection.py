@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .configuration_learngene import MODALITIES, LearngeneConfig, Size
 from .errors import LearngeneError
 from .expansion import TOKEN_EMBEDDING, TOKEN_PROJECTION
-from .families import FAMILIES, family_of
+from .families import FAMILIES, encoders_of, family_of
 from .growth import config_of, descendant_class
 
 # The shares of the gene's own depth and width that are shown when none are asked for.
@@ -61,25 +61,25 @@ def measure_size(
         ancestor: parameters of the ancestor, for the share; None leaves it out.
 
     Raises:
-        LearngeneError: for an unknown modality.
+        LearngeneError: for an unknown modality, or one that the model has not.
     """
     if modality not in MODALITIES:
         raise LearngeneError(f"modality is {modality!r}: it takes one of {', '.join(map(repr, MODALITIES))}")
-    vision, text = config.vision_config, config.text_config
+    encoders = encoders_of(config)
+    if modality != "image" and "text" not in encoders:
+        raise LearngeneError(f"modality is {modality!r}, but a {type(config).__name__} describes no text encoder")
     model = _memoryless(config, modality, num_labels)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    pixels = torch.empty(1, vision.num_channels, vision.image_size, vision.image_size, device="meta")
-    tokens = torch.zeros(1, text.max_position_embeddings, dtype=torch.long, device="meta")
-    parts = [part for part, left_out in ((vision, "text"), (text, "image")) if modality != left_out]
+    parts = [part for side, part in encoders.items() if modality in (side, "multimodal")]
     depths, widths = (tuple(getattr(part, name) for part in parts) for name in ("num_hidden_layers", "hidden_size"))
     return ModelSize(
         modality,
-        depths if len(parts) == 2 else depths[0],  # type: ignore[arg-type]
-        widths if len(parts) == 2 else widths[0],  # type: ignore[arg-type]
+        depths if len(parts) == 2 else depths[0],
+        widths if len(parts) == 2 else widths[0],
         parameters,
         4 * parameters / 1e6,
-        None if modality == "text" else _gflops(getattr(model, "get_image_features", model), pixels),
-        None if modality == "image" else _gflops(getattr(model, "get_text_features", model), tokens),
+        None if modality == "text" else _gflops(model, "get_image_features", _pixels(encoders["image"])),
+        None if modality == "image" else _gflops(model, "get_text_features", _tokens(encoders["text"])),
         parameters / ancestor if ancestor else None,
         vocabulary_parameters(model),
     )
@@ -103,9 +103,18 @@ def _memoryless(config: Any, modality: str, num_labels: int | None) -> nn.Module
         return cls._from_config(part, attn_implementation="eager").eval()
 
 
-def _gflops(forward: Any, inputs: torch.Tensor) -> float:
+def _pixels(encoder: Any) -> torch.Tensor:
+    return torch.empty(1, encoder.num_channels, encoder.image_size, encoder.image_size, device="meta")
+
+
+def _tokens(encoder: Any) -> torch.Tensor:
+    return torch.zeros(1, encoder.max_position_embeddings, dtype=torch.long, device="meta")
+
+
+def _gflops(model: Any, method: str, inputs: torch.Tensor) -> float:
+    """Of a whole model's method, or of the forward of a model of one modality, which has no such method."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward(inputs)
+        getattr(model, method, model)(inputs)
     return counter.get_total_flops() / 1e9
 
 
@@ -131,7 +140,7 @@ def descendant_sizes(
     if modalities is None:
         modalities = MODALITIES if config.text_config is not None else ("image",)
     if config.text_config is None and num_labels is None:
-        num_labels = config.num_labels
+        num_labels = config.num_labels or None
     ancestor = (config.ancestor or {}).get("parameters")
     sizes = []
     for modality in modalities:
@@ -161,11 +170,10 @@ def _shares_of(whole: int) -> list[int]:
 
 def learngene_parameters(config: LearngeneConfig) -> int:
     """Count the parameters that a gene of this config stores."""
-    from .modeling_learngene import LearngeneForImageClassification, LearngeneModel
+    from .modeling_learngene import class_of_gene
 
-    cls: Any = LearngeneForImageClassification if config.text_config is None else LearngeneModel
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in cls(config).parameters())
+        return sum(parameter.numel() for parameter in class_of_gene(config)(config).parameters())
 
 
 def format_size(value: int | Iterable[int]) -> str:

@@ -1,6 +1,5 @@
-"""The gene as a working model: blocks, and the auxiliary CLIP whose layers are weighted sums of them."""
+"""The gene as a working model: the auxiliary CLIP, SigLIP or ViT whose layers are weighted sums of its blocks."""
 
-from copy import copy
 from typing import Any
 
 import torch
@@ -9,30 +8,17 @@ from torch.func import functional_call
 from transformers import (
     CLIPForImageClassification,
     CLIPModel,
-    CLIPTextModel,
-    CLIPVisionModel,
     SiglipModel,
-    SiglipTextModel,
-    SiglipVisionModel,
+    ViTForImageClassification,
 )
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import (
-    CLIPEncoder,
-    CLIPEncoderLayer,
     CLIPPreTrainedModel,
-    CLIPTextEmbeddings,
-    CLIPVisionEmbeddings,
 )
-from transformers.models.metaclip_2.modeling_metaclip_2 import MetaClip2TextModel
 from transformers.models.siglip.modeling_siglip import (
-    SiglipEncoderLayer,
-    SiglipMultiheadAttentionPoolingHead,
     SiglipPreTrainedModel,
-    SiglipTextEmbeddings,
-    SiglipVisionEmbeddings,
 )
+from transformers.models.vit.modeling_vit import ViTPreTrainedModel
 from transformers.utils import logging
 
 from .configuration_learngene import LearngeneConfig
@@ -45,242 +31,31 @@ from .expansion import (
     expand_layers,
     interpolate_coefficients,
     join_table,
-    layer_state_dict,
     mixing_coefficients,
     shares_slope,
     slice_norm_scale,
     sum_type,
     take_slice,
 )
-from .families import ENCODERS, stock_class
+from .families import encoders_of, stock_class
 from .gene_files import StrictLoadingMixin
 from .growth import DescendantMixin
+from .modeling_encoders import (
+    LearngeneBlocks,
+    LearngeneMetaClip2TextModel,
+    LearngeneSiglipTextModel,
+    LearngeneSiglipVisionModel,
+    LearngeneTextModel,
+    LearngeneVisionModel,
+    LearngeneViTEncoder,
+    StackedParameters,
+    encoder_sizes,
+)
 
 logger = logging.get_logger(__name__)
 
 BLOCKS = {"image": "vision_blocks", "text": "text_blocks"}
 COEFFICIENTS = {"image": "vision_coefficients", "text": "text_coefficients"}
-
-
-def encoder_sizes(config) -> dict[str, int]:
-    """Sizes of the axes named in `expansion.LAYER_AXES` and `families.Family.outer` for one encoder's config."""
-    sizes = {"hidden": config.hidden_size, "mlp": config.intermediate_size}
-    embed = getattr(config, "projection_size", None)
-    return sizes if embed is None else {**sizes, "embed": embed}
-
-
-class StackedParameters(nn.Module):
-    """Weight and bias of one linear or LayerNorm module, stacked over blocks, each [num_blocks, ...]."""
-
-    def __init__(self, weight_shape: tuple[int, ...], bias_shape: tuple[int, ...], starts_constant: bool):
-        super().__init__()
-        self.is_norm = len(weight_shape) == 2
-        self.starts_constant = starts_constant
-        self.weight = nn.Parameter(torch.empty(weight_shape))
-        self.bias = nn.Parameter(torch.empty(bias_shape))
-
-    def initialise(self, factor: float) -> None:
-        """Initialise as TLEG does: weights trunc-normal 0.02; LayerNorm 1 in the constant block, 0 in the others."""
-        if self.is_norm:
-            ones = torch.zeros_like(self.weight)
-            ones[: int(self.starts_constant)] = 1
-            init.copy_(self.weight, ones)
-        else:
-            init.trunc_normal_(self.weight, std=0.02 * factor)
-        init.zeros_(self.bias)
-
-
-class LearngeneBlocks(nn.Module):
-    """A stack of blocks: the parameters of CLIP's encoder layer under their own names, each [blocks, ...].
-
-    Args:
-        config: of the encoder whose sizes they have.
-        counts: how many blocks there are of each parameter; those of which there are none are left out.
-        starts_constant: whether the first block's mixing coefficient is 1 in every layer.
-    """
-
-    def __init__(self, config, counts: dict[str, int], starts_constant: bool):
-        super().__init__()
-        sizes = encoder_sizes(config)
-        shapes = {
-            name: (counts[name], *(sizes[axis] for axis in axes if axis is not None))
-            for name, axes in LAYER_AXES.items()
-            if counts[name]
-        }
-        for owner in dict.fromkeys(name.rsplit(".", 1)[0] for name in shapes):
-            *path, leaf = owner.split(".")
-            module: nn.Module = self
-            for part in path:
-                if not hasattr(module, part):
-                    module.add_module(part, nn.Module())
-                module = getattr(module, part)
-            stacked = StackedParameters(shapes[f"{owner}.weight"], shapes[f"{owner}.bias"], starts_constant)
-            module.add_module(leaf, stacked)
-
-
-def _weightless(layer: type[nn.Module]) -> type[nn.Module]:
-    """Make of a stock encoder layer one with every parameter None: the weights come with each call."""
-
-    class Weightless(layer):  # type: ignore[valid-type, misc]
-        # Checkpointed inside the functional call, it would be replayed after the weights are gone: the layer around
-        # it does the checkpointing.
-        gradient_checkpointing = property(lambda self: False, lambda self, value: None)
-
-        def __init__(self, config):
-            with torch.device("meta"):
-                super().__init__(config)
-            for name in LAYER_AXES:
-                owner, leaf = name.rsplit(".", 1)
-                setattr(self.get_submodule(owner), leaf, None)
-
-    Weightless.__name__ = Weightless.__qualname__ = f"Weightless{layer.__name__}"  # by which a pickle finds it
-    return Weightless
-
-
-WeightlessCLIPEncoderLayer = _weightless(CLIPEncoderLayer)
-WeightlessSiglipEncoderLayer = _weightless(SiglipEncoderLayer)
-_WEIGHTLESS = {"clip": WeightlessCLIPEncoderLayer, "siglip": WeightlessSiglipEncoderLayer}
-
-
-class ExpandedEncoderLayer(GradientCheckpointingLayer):
-    """A layer of an encoder, run by the stock layer on weights that come with each call."""
-
-    def __init__(self, config):
-        super().__init__()
-        kind = "siglip" if config.model_type.startswith("siglip") else "clip"
-        self.layer = _WEIGHTLESS[kind](config)
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, *weights: Tensor, **kwargs):
-        """Run on weights in the order of `LAYER_AXES`. hidden_states: [batch, tokens, hidden_size]."""
-        named = dict(zip(LAYER_AXES, weights, strict=True))
-        return functional_call(self.layer, named, (hidden_states, attention_mask), kwargs)
-
-
-def _replica(module: nn.Module) -> nn.Module:
-    """A module of its own that holds what a weightless one does, in a part of the time that making it anew takes."""
-    other = copy(module)
-    for name, held in module.__dict__.items():
-        if isinstance(held, (dict, set)):
-            other.__dict__[name] = held.copy()
-    for name, child in module._modules.items():
-        if child is not None:
-            other._modules[name] = _replica(child)
-    return other
-
-
-class ExpandedEncoder(CLIPEncoder):
-    """A stock encoder over expanded layers; `layer_weights`, by modality, reach it as a keyword argument."""
-
-    def __init__(self, config, modality: str):
-        nn.Module.__init__(self)
-        self.config, self.modality = config, modality
-        first = ExpandedEncoderLayer(config)
-        others = [_replica(first) for _ in range(config.num_hidden_layers - 1)]
-        self.layers = nn.ModuleList([first, *others])
-        self.gradient_checkpointing = False
-
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        layer_weights: dict[str, dict[str, Tensor]],
-        **kwargs,
-    ):
-        """Run the layers on `layer_weights[modality]`, [depth, ...] by layer parameter, as a stock encoder does."""
-        hidden_states = inputs_embeds
-        own = layer_weights[self.modality]
-        by_layer = zip(*(own[name].unbind(0) for name in LAYER_AXES), strict=True)
-        for layer, weights in zip(self.layers, by_layer, strict=True):
-            # Positional, as reentrant checkpointing wants everything that takes a gradient.
-            hidden_states = layer(hidden_states, attention_mask, *weights, **kwargs)
-        return BaseModelOutput(last_hidden_state=hidden_states)
-
-
-class LearngeneVisionModel(CLIPVisionModel):
-    """CLIP's image encoder whose layers hold no weights."""
-
-    def __init__(self, config):
-        CLIPPreTrainedModel.__init__(self, config)
-        self.embeddings = CLIPVisionEmbeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.encoder = ExpandedEncoder(config, "image")
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.post_init()
-
-
-class _FactoredTokens:
-    """Text embeddings with a token embedding of a lower rank, projected to the width (ALBERT)."""
-
-    def __init__(self, config, rank: int):
-        super().__init__(config)  # type: ignore[call-arg]
-        self.token_embedding = nn.Embedding(config.vocab_size, rank)
-        self.token_projection = nn.Linear(rank, config.hidden_size, bias=False)
-
-    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None) -> Tensor:
-        """Embed tokens [batch, tokens] as [batch, tokens, hidden_size], as the stock embeddings do."""
-        if inputs_embeds is None:
-            inputs_embeds = self.token_projection(self.token_embedding(input_ids))
-        return super().forward(input_ids, position_ids, inputs_embeds)  # type: ignore[misc]
-
-
-class FactoredTextEmbeddings(_FactoredTokens, CLIPTextEmbeddings):
-    """CLIP's text embeddings with a factored token embedding."""
-
-
-class FactoredSiglipTextEmbeddings(_FactoredTokens, SiglipTextEmbeddings):
-    """SigLIP's text embeddings with a factored token embedding."""
-
-
-class _InitialisesFactors:
-    def _init_weights(self, module):
-        super()._init_weights(module)  # type: ignore[misc]
-        if isinstance(module, _FactoredTokens):  # so that the product has the spread of a whole table
-            init.normal_(module.token_projection.weight, std=module.token_projection.in_features**-0.5)
-
-
-class LearngeneTextModel(_InitialisesFactors, CLIPTextModel):
-    """CLIP's text encoder whose layers hold no weights; `token_rank` None stores the token embedding whole."""
-
-    def __init__(self, config, token_rank: int | None = None):
-        CLIPPreTrainedModel.__init__(self, config)
-        self.embeddings = FactoredTextEmbeddings(config, token_rank) if token_rank else CLIPTextEmbeddings(config)
-        self.encoder = ExpandedEncoder(config, "text")
-        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.eos_token_id = config.eos_token_id
-        self.post_init()
-
-
-class LearngeneMetaClip2TextModel(LearngeneTextModel):
-    """MetaCLIP 2's: the first end token's state is read, also where its id is 2, CLIP's sign for another rule."""
-
-    forward = MetaClip2TextModel.forward
-
-
-class LearngeneSiglipVisionModel(SiglipVisionModel):
-    """SigLIP's image encoder whose layers hold no weights, with its attention-pooling head."""
-
-    def __init__(self, config):
-        SiglipPreTrainedModel.__init__(self, config)
-        self.embeddings = SiglipVisionEmbeddings(config)
-        self.encoder = ExpandedEncoder(config, "image")
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.use_head = True
-        self.head = SiglipMultiheadAttentionPoolingHead(config)
-        self.post_init()
-
-
-class LearngeneSiglipTextModel(_InitialisesFactors, SiglipTextModel):
-    """SigLIP's text encoder whose layers hold no weights; `token_rank` None stores the token embedding whole."""
-
-    def __init__(self, config, token_rank: int | None = None):
-        SiglipPreTrainedModel.__init__(self, config)
-        factored = FactoredSiglipTextEmbeddings
-        self.embeddings = factored(config, token_rank) if token_rank else SiglipTextEmbeddings(config)
-        self.encoder = ExpandedEncoder(config, "text")
-        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.projection_size)
-        self.post_init()
 
 
 class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
@@ -294,6 +69,10 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
     forward: Any
     training: bool
     _kept_layers: KeptLayers
+
+    def __new__(cls, config: Any = None, *args, **kwargs):
+        other = cls if config is None else cls.gene_class(config)
+        return super().__new__(cls) if other is cls else other(config, *args, **kwargs)
 
     def _build_blocks(self) -> None:
         config = self.config
@@ -331,9 +110,9 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
 
     @classmethod
     def gene_class(cls, config: LearngeneConfig) -> Any:
-        """The class of a gene with this config: this one, or in place of one of `GENES` the one that it asks for."""
-        kind = "image" if config.text_config is None else "multimodal"
-        return GENES[kind].get(config.family, cls) if cls is GENES[kind]["clip"] else cls
+        """The class of a gene with this config: this one, or where this stands for others the one that it asks for."""
+        stands_for_all, others = GENES[config.kind]
+        return others.get(config.family, cls) if cls is stands_for_all else cls
 
     def block_groups(self) -> dict[str, LearngeneBlocks]:
         """Return the stacks of blocks there are, by "multimodal", "image" and "text"."""
@@ -410,7 +189,7 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         return slice_norm_scale(encoder_config.hidden_size, own_width) if scales else 1.0
 
     def outer_weights(self, encoder_configs) -> dict[str, Any]:
-        """Return what a descendant has outside its layers, under the stock names: slices of the gene's weights.
+        """Return what a descendant has outside its layers, under the gene's names: slices of the gene's weights.
 
         A factored token table is a pair of factors, as `join_table` takes them.
         """
@@ -430,12 +209,14 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         return weights
 
     def descendant_sources(self, encoder_configs) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
-        """Return what a descendant is computed from: its `outer_weights`, and each encoder's `layer_sources`."""
-        layers = {ENCODERS[side]: self.layer_sources(side, config) for side, config in encoder_configs.items()}
+        """Return what a descendant is computed from: its `outer_weights`, and `layer_sources` by modality."""
+        layers = {side: self.layer_sources(side, config) for side, config in encoder_configs.items()}
         return self.outer_weights(encoder_configs), layers
 
     def descendant_state_dict(self, encoder_configs) -> dict[str, Tensor]:
-        """Compute every weight of a descendant from the gene, differentiably, under the stock names.
+        """Compute every weight of a descendant from the gene, differentiably, under the gene's names.
+
+        They are those of the family's whole class; see `families.Family.name_in` for other classes.
 
         Args:
             encoder_configs: the descendant's stock sub-configs by modality, "image", "text" or both.
@@ -444,19 +225,22 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         if isinstance(weights.get(TOKEN_EMBEDDING), tuple):
             weights[TOKEN_EMBEDDING] = join_table(*weights[TOKEN_EMBEDDING])
         for modality, config in encoder_configs.items():
-            weights |= layer_state_dict(ENCODERS[modality], self.layer_weights(modality, config))
+            for name, stacked in self.layer_weights(modality, config).items():
+                for layer, weight in enumerate(stacked.unbind(0)):
+                    weights[self.config.kin.layer_parameter(modality, layer, name)] = weight
         return weights
 
     def _run_as(self, cls, config, encoder_configs, args, kwargs):
         """Run the stock class of a descendant on weights expanded from the gene, without building the descendant."""
-        state = self.descendant_state_dict(encoder_configs)
+        weights = self.descendant_state_dict(encoder_configs)
+        state = {self.config.kin.name_in(cls, name): weight for name, weight in weights.items()}
         state |= {name: buffer for name, buffer in self.named_buffers() if "position_ids" in name}
         return functional_call(self._skeleton(cls, config).train(self.training), state, args, kwargs)
 
     def _skeleton(self, cls, config):
         """Return the stock class without memory of its own, one for each size, to run weights through."""
         config._attn_implementation = self.config._attn_implementation
-        key = (config.vision_config.to_json_string(), config.text_config.to_json_string(), config._attn_implementation)
+        key = (*(part.to_json_string() for part in encoders_of(config).values()), config._attn_implementation)
         cache = self.__dict__.setdefault("_skeletons", {})
         if key not in cache:
             with torch.device("meta"):
@@ -532,10 +316,6 @@ class LearngeneModel(LearngeneWholeMixin, CLIPModel):
     base_model_prefix = "learngene"
     _no_split_modules = [*CLIPPreTrainedModel._no_split_modules, "ExpandedEncoderLayer"]
 
-    def __new__(cls, config: Any = None, *args, **kwargs):
-        other = cls if config is None or config.text_config is None else cls.gene_class(config)
-        return super().__new__(cls) if other is cls else other(config, *args, **kwargs)
-
     def __init__(self, config: LearngeneConfig):
         if config.text_config is None:
             raise LearngeneError(
@@ -595,6 +375,8 @@ class LearngeneForImageClassification(LearngeneMixin, CLIPForImageClassification
                 "this gene has a text side: load it as LearngeneModel, and grow an image classifier from it with "
                 'descendant(modality="image", num_labels=...)'
             )
+        if config.kind == "features":
+            raise LearngeneError("this image gene has no classifier: load it as LearngeneModel")
         if config.family == "siglip":
             raise LearngeneError(
                 "an image gene of a SigLIP is not there yet: extract from the SiglipModel, and grow an image "
@@ -624,10 +406,119 @@ class LearngeneForImageClassification(LearngeneMixin, CLIPForImageClassification
         return self._run_as(stock, config, encoders, (pixel_values, labels), kwargs)
 
 
-# The class of a gene by the modalities it is for and its family; under "clip" the one that stands for all of them.
-GENES: dict[str, dict[str, Any]] = {
-    "multimodal": {"clip": LearngeneModel, "siglip": LearngeneSiglipModel},
-    "image": {"clip": LearngeneForImageClassification},
+class _ViTGene(LearngeneMixin):
+    """What the image genes of ViT and DINOv2 have in common."""
+
+    base_model_prefix = "learngene"
+    _no_split_modules = ["ViTEmbeddings", "ExpandedEncoderLayer"]
+
+    def _build_encoder(self, config: LearngeneConfig, pools: bool) -> None:
+        encoder = config.encoder_configs["image"]
+        self.vision_model = LearngeneViTEncoder._from_config(encoder, add_pooling_layer=pools)
+
+    def _run_smaller(self, with_head: bool, depth, width, args, kwargs):
+        config = self.config.descendant_config(depth, width, "image")
+        config.id2label, config.problem_type = self.config.id2label, self.config.problem_type
+        stock = stock_class(self.config.kin.descendants["image", with_head])
+        return self._run_as(stock, config, {"image": config}, args, kwargs)
+
+
+class LearngeneViTModel(_ViTGene, ViTPreTrainedModel):
+    """An image gene of a ViT or a DINOv2 without a classifier: takes and returns what `ViTModel` does.
+
+    Tensors: `vision_blocks.*` ([blocks, ...] each) and, under "vision_model.", `ViTModel`'s own names. Its pooler is
+    linear: what it makes of the class token is the class token of the ancestor, also where the ancestor's channels
+    were turned for the gene, or a narrower descendant has fewer of them.
+    """
+
+    config: LearngeneConfig
+
+    def __init__(self, config: LearngeneConfig):
+        ViTPreTrainedModel.__init__(self, config)
+        self._build_encoder(config, pools=True)
+        self._build_blocks()
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        *,
+        depth=None,
+        width=None,
+        **kwargs,
+    ):
+        """Embed images [batch, channels, height, width] with the auxiliary model, or as a descendant of another size.
+
+        last_hidden_state: [batch, 1 + patches, width]; pooler_output: [batch, pooler_output_size].
+        """
+        kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
+        if depth is None and width is None:
+            return self.vision_model(pixel_values, layer_weights={"image": self.layer_weights("image")}, **kwargs)
+        return self._run_smaller(False, depth, width, (pixel_values,), kwargs)
+
+    def read_features(self, output: Any) -> tuple[Tensor, Tensor]:
+        """Read the class token and the mean of the patches as the ancestor has them, [batch, pooler_output_size] each.
+
+        Args:
+            output: what `forward` gave, at any width.
+        """
+        dense, patches = self.vision_model.pooler.dense, output.last_hidden_state[:, 1:].mean(1)
+        return output.pooler_output, nn.functional.linear(patches, dense.weight[:, : patches.shape[1]], dense.bias)
+
+
+class LearngeneViTForImageClassification(_ViTGene, ViTForImageClassification):
+    """An image gene of a ViT's classifier: takes and returns what `ViTForImageClassification` does."""
+
+    config: LearngeneConfig
+    auto_class = "AutoModelForImageClassification"
+    vit = property(lambda self: self.vision_model)  # what the stock forward calls it
+
+    def __init__(self, config: LearngeneConfig):
+        ViTPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self._build_encoder(config, pools=False)
+        self.classifier = nn.Linear(config.encoder_configs["image"].hidden_size, config.num_labels)
+        self._build_blocks()
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        *,
+        depth=None,
+        width=None,
+        **kwargs,
+    ):
+        """Classify images with the auxiliary model, or as the descendant of another depth and width.
+
+        pixel_values: [batch, channels, height, width]; labels: [batch]; logits: [batch, num_labels].
+        """
+        args = (pixel_values, labels, interpolate_pos_encoding)
+        if depth is None and width is None:
+            return super().forward(*args, layer_weights={"image": self.layer_weights("image")}, **kwargs)
+        return self._run_smaller(True, depth, width, args, kwargs)
+
+
+# The classes of genes by `LearngeneConfig.kind`: the one that stands for all of them, and those of single families.
+GENES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "multimodal": (LearngeneModel, {"siglip": LearngeneSiglipModel}),
+    "features": (LearngeneModel, {"vit": LearngeneViTModel}),
+    "classifier": (LearngeneForImageClassification, {"vit": LearngeneViTForImageClassification}),
 }
 
-__all__ = ["LearngeneForImageClassification", "LearngeneModel", "LearngeneSiglipModel"]
+
+def class_of_gene(config: LearngeneConfig) -> Any:
+    """The class of a gene with this config."""
+    return GENES[config.kind][0].gene_class(config)
+
+
+__all__ = [
+    "LearngeneForImageClassification",
+    "LearngeneModel",
+    "LearngeneSiglipModel",
+    "LearngeneViTForImageClassification",
+    "LearngeneViTModel",
+]

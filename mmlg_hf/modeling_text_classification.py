@@ -28,7 +28,7 @@ class CLIPTextForSequenceClassification(CLIPPreTrainedModel):
     input_modalities = ("text",)
     accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer divides it by accumulation steps
 
-    def __init__(self, config: CLIPTextConfig):
+    def __init__(self, config: Any):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.text_model = CLIPTextModel._from_config(config)

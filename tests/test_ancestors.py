@@ -30,7 +30,6 @@ from mmlg_hf.data.identity import fingerprint_model
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.extraction.ancestors import (
     EMBEDDING_COLUMNS,
-    EXTRACTED,
     ancestor_outputs,
     load_ancestor,
     public_name,
@@ -211,15 +210,6 @@ def test_a_vit_is_taken_with_and_without_its_pooler(tmp_path):
                 loaded = load_ancestor(ancestor)
                 assert loaded.pooler is None
                 torch.testing.assert_close(loaded(pixels).last_hidden_state, model(pixels).last_hidden_state)
-
-
-@pytest.mark.parametrize("cls", [cls for cls in STOCK if cls is not ViTForImageClassification])
-def test_what_can_be_loaded_but_not_extracted_from_is_refused_with_what_can(cls, tmp_path):
-    model = cls(STOCK[cls]())
-    if cls.__name__ in EXTRACTED:
-        pytest.skip("a gene comes from it")
-    with pytest.raises(LearngeneError, match=f"is a {cls.__name__}, .* CLIPModel, .* or ViTForImageClassification"):
-        extract_learngene(model, pico_pairs(8), arguments(tmp_path), processor=pico_processor())
 
 
 def test_families_that_do_not_fit_are_refused_with_the_reason(tmp_path):

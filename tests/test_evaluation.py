@@ -14,8 +14,8 @@ from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProject
 
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.evaluation import (
+    ClassificationAccuracy,
     ImageTextRetrieval,
-    ZeroShotClassification,
     class_embeddings,
     compute_retrieval,
     embed_images,
@@ -140,7 +140,7 @@ def test_retrieval_refuses_what_does_not_fit(images, texts, owners, message):
 
 def test_accuracies_by_hand():
     scores = [[0.9, 0.1, 0, 0, 0, 0], [0.8, 0.2, 0, 0, 0, 0], [0.1, 0.9, 0, 0, 0, 0], [9, 8, 7, 6, 5, 4]]
-    results = ZeroShotClassification(keep_in_memory=True).compute(predictions=scores, references=[0, 0, 0, 5])
+    results = ClassificationAccuracy(keep_in_memory=True).compute(predictions=scores, references=[0, 0, 0, 5])
     assert results == pytest.approx({"top1": 2 / 4, "top5": 3 / 4, "mean_per_class": (2 / 3 + 0) / 2})
 
 
@@ -161,17 +161,17 @@ def test_accuracies_equal_brute_force_with_ties_counted_as_wrong(data):
         "top5": np.mean([rank <= 5 for rank in ranks]),
         "mean_per_class": np.mean(by_class),
     }
-    results = ZeroShotClassification(keep_in_memory=True).compute(predictions=scores, references=labels)
+    results = ClassificationAccuracy(keep_in_memory=True).compute(predictions=scores, references=labels)
     assert results == pytest.approx(expected)
 
 
 def test_top5_is_left_out_where_it_would_always_be_1():
-    results = ZeroShotClassification(keep_in_memory=True).compute(predictions=np.eye(5), references=range(5))
+    results = ClassificationAccuracy(keep_in_memory=True).compute(predictions=np.eye(5), references=range(5))
     assert results == {"top1": 1.0, "mean_per_class": 1.0}
 
 
 def test_classification_refuses_labels_without_scores_and_scores_that_are_no_numbers():
-    metric = ZeroShotClassification(keep_in_memory=True)
+    metric = ClassificationAccuracy(keep_in_memory=True)
     with pytest.raises(LearngeneError, match="row 1 has the label 3, but there are 3 classes, from 0"):
         metric.compute(predictions=np.eye(3), references=[0, 3, 2])
     with pytest.raises(LearngeneError, match="row 0 of the scores holds NaN"):

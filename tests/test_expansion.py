@@ -13,7 +13,6 @@ from mmlg_hf.expansion import (
     expand_layers,
     interpolate_coefficients,
     layer_positions,
-    layer_state_dict,
     mixing_coefficients,
     take_slice,
 )
@@ -167,16 +166,6 @@ def test_expansion_keeps_the_blocks_precision():
     blocks = {name: tensor.bfloat16() for name, tensor in random_blocks(2, 8, 16).items()}
     layers = expand_layers({}, blocks, mixing_coefficients("linear", 0, 2, 3), {"hidden": 8, "mlp": 16})
     assert {tensor.dtype for tensor in layers.values()} == {torch.bfloat16}
-
-
-def test_layers_are_named_as_clip_names_them():
-    layers = expand_layers(
-        {}, random_blocks(2, 8, 16), mixing_coefficients("linear", 0, 2, 3), {"hidden": 8, "mlp": 16}
-    )
-    named = layer_state_dict("vision_model", layers)
-    assert len(named) == 3 * len(LAYER_AXES)
-    key = "vision_model.encoder.layers.2.self_attn.q_proj.weight"
-    assert torch.equal(named[key], layers["self_attn.q_proj.weight"][2])
 
 
 # --- slices ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset, Image, IterableDataset
 from pico import pico_clip, pico_pairs, pico_processor
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel, CLIPForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import BertConfig, BertModel, CLIPForImageClassification
 
 from mmlg_hf import (
     ExtractionArguments,
@@ -236,19 +236,6 @@ def test_image_gene_learns_a_classifiers_logits(tmp_path):
     torch.testing.assert_close(descendant(pixels).logits, gene(pixels).logits, rtol=0, atol=1e-5)
 
 
-def test_image_gene_comes_from_a_vit_too(tmp_path):
-    config = ViTConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
-    )
-    gene = extract_learngene(
-        ViTForImageClassification(config),
-        pico_pairs(8).remove_columns("caption"),
-        arguments(tmp_path, max_steps=1),
-        processor=pico_processor().image_processor,
-    )
-    assert gene.config.vision_config.hidden_size == 16
-
-
 def test_soft_distillation_is_the_divergence_from_the_ancestor():
     own, ancestor = torch.randn(5, 3), torch.randn(5, 3)
     p, q = F.softmax(ancestor / 2, -1), F.softmax(own / 2, -1)
@@ -345,3 +332,32 @@ def test_muon_moves_the_matrices_of_the_blocks_alone(tmp_path, muon):
     moved = {name for name in genes[0] if not torch.allclose(genes[0][name], genes[1][name], rtol=0, atol=1e-8)}
     matrices = {name for name in genes[0] if "_blocks." in name and genes[0][name].dim() == 3}
     assert moved == (matrices if muon else set())
+
+
+def test_the_ancestor_computes_in_the_type_asked_for_and_its_weights_are_read_as_they_are(tmp_path):
+    pairs, processor, ancestor = pico_pairs(16), pico_processor(), pico_clip()
+    seen = []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: seen.append(output.dtype) if module.__class__.__name__ == "CLIPMLP" else None
+    )
+    try:
+        halved = extract_learngene(
+            ancestor, pairs, arguments(tmp_path / "b", ancestor_dtype="bfloat16", max_steps=1, learning_rate=1e-9,
+                                       muon_learning_rate=1e-9, rotate=False), processor=processor
+        )  # fmt: skip
+    finally:
+        hook.remove()
+    assert torch.bfloat16 in seen
+    assert {parameter.dtype for parameter in ancestor.parameters()} == {torch.float32}
+    whole = extract_learngene(
+        ancestor, pairs, arguments(tmp_path / "f", max_steps=1, learning_rate=1e-9, muon_learning_rate=1e-9,
+                                   rotate=False), processor=processor
+    )  # fmt: skip
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(halved.state_dict()[name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(("dtype", "told"), [("int8", "int8"), ("auto", "ancestor_dtype is 'auto'"), ("half", "half")])
+def test_a_type_that_no_ancestor_computes_in_is_refused(tmp_path, dtype, told):
+    with pytest.raises(LearngeneError, match=told):
+        arguments(tmp_path, ancestor_dtype=dtype)

@@ -311,7 +311,9 @@ def test_what_the_encoders_cannot_share_is_said_in_one_sentence(monkeypatch):
 
 
 def test_a_family_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(LearngeneError, match="family is 'dinov3': it takes one of 'clip', 'metaclip_2', 'siglip'"):
+    with pytest.raises(
+        LearngeneError, match="family is 'dinov3': it takes one of 'clip', 'metaclip_2', 'siglip', 'vit'"
+    ):
         LearngeneConfig(family="dinov3")
 
 

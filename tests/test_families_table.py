@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmlg_hf import LearngeneModel
+from mmlg_hf.modeling_learngene import class_of_gene
 
 PROGRAM = Path(__file__).resolve().parent.parent / "docs" / "families_table.py"
 spec = importlib.util.spec_from_file_location("families_table", PROGRAM)
@@ -20,6 +20,8 @@ PARAMETERS = {
     "LAION ViT-H/14": 986_109_441,
     "SigLIP B/16": 203_155_970,
     "SigLIP 2 B/16": 375_187_970,
+    "DINOv2 S/14": 22_056_576,
+    "DINOv2 B/14": 86_580_480,
 }
 
 
@@ -28,7 +30,7 @@ def test_a_public_configuration_gives_a_gene_on_the_meta_device(name):
     ancestor, config = families_table.build(name)
     assert ancestor.num_parameters() == PARAMETERS.get(name, ancestor.num_parameters())
     with torch.device("meta"):
-        gene = LearngeneModel(config)
+        gene = class_of_gene(config)(config)
     assert all(parameter.is_meta for parameter in gene.parameters())
     assert gene.num_parameters() < ancestor.num_parameters() / 2
     assert (config.explain_unshared() is not None) == (name == "LAION ViT-H/14")

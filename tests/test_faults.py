@@ -5,9 +5,11 @@ import math
 import os
 import re
 import resource
+import shutil
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -16,13 +18,16 @@ import torch
 from pico import pico_clip, pico_pairs, pico_processor
 from pico_genes import multimodal_gene
 from safetensors.torch import load_file
-from transformers import TrainingArguments
+from transformers import CLIPModel, TrainerCallback, TrainingArguments
 from typer.testing import CliRunner
 
-from mmlg_hf import ContrastiveTrainer, LearngeneError
+from mmlg_hf import ContrastiveTrainer, LearngeneError, from_learngene
 from mmlg_hf.cli import app
+from mmlg_hf.data import process_pairs
 from mmlg_hf.data.pictures import read_image
+from mmlg_hf.data.texts import encode_texts
 from mmlg_hf.errors import OutputError
+from mmlg_hf.evaluation import embed_texts
 from mmlg_hf.saving import check_writable
 from mmlg_hf.shell.failing import name_options
 from mmlg_hf.training.resuming import last_checkpoint
@@ -392,10 +397,80 @@ def test_two_processes_fill_one_cache_folder(folders, tmp_path):
     for process in both:
         _, told = process.communicate()
         assert process.returncode == 0, told[-3000:]
-    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
+    assert [path.name for path in (tmp_path / "cache").rglob("*.*")] == ["000000.safetensors"]
     for name in ("model-shared.safetensors", "model-image.safetensors", "model-text.safetensors"):
         one, two = (load_file(output / name) for output in outputs)
         assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
+
+
+GROW = """
+import sys
+from mmlg_hf.cli import main
+sys.argv = ["mmlg", "descend", f"{sys.argv[1]}/gene", "--depth", sys.argv[2], "--output", sys.argv[3]]
+main()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_write_one_folder_leave_the_whole_work_of_one(folders, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    for _ in range(3):
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", GROW, str(folders), depth, str(tmp_path / "grown")],
+                env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            )
+            for depth in ("1", "2")
+        ]  # fmt: skip
+        for process in both:
+            _, told = process.communicate()
+            assert process.returncode == 0 or "Traceback" not in told, told[-3000:]
+        model = CLIPModel.from_pretrained(tmp_path / "grown")  # config and weights of one of them
+        depth = model.config.text_config.num_hidden_layers
+        want = from_learngene(folders / "gene", depth=depth).state_dict()
+        assert all(torch.equal(tensor, want[name]) for name, tensor in model.state_dict().items())
+        assert [path.name for path in tmp_path.iterdir()] == ["grown"]
+
+
+def test_a_folder_that_vanishes_during_a_run_is_told(tmp_path):
+    trainer = ContrastiveTrainer(
+        pico_clip(),
+        TrainingArguments(
+            str(tmp_path / "run"), max_steps=4, save_steps=2, per_device_train_batch_size=4, use_cpu=True,
+            report_to="none", disable_tqdm=True,
+        ),
+        train_dataset=pico_pairs(8),
+        processing_class=pico_processor(),
+    )  # fmt: skip
+
+    class Vanish(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            shutil.rmtree(args.output_dir, ignore_errors=True)
+            Path(args.output_dir).write_text("no folder any more")
+
+    trainer.add_callback(Vanish())
+    with pytest.raises(OSError, match="run"):
+        trainer.train()
+
+
+def test_a_text_of_ten_megabytes_is_refused_wherever_texts_come_in(tmp_path):
+    text = "a red square on a photo " * 420_000  # 10 MB
+    processor = pico_processor()
+    rows = pico_pairs(4).map(lambda row, index: {"text": text if index == 2 else "a square"}, with_indices=True)
+    ways = {
+        "row 0 of the texts": lambda: encode_texts(processor.tokenizer, [text]),
+        "row 2": lambda: process_pairs(rows, processor),
+        "text 1": lambda: embed_texts(pico_clip(), ["a square", text], processor),
+    }
+    for named, way in ways.items():
+
+        def refused(named=named, way=way):
+            started = time.process_time()
+            with pytest.raises(LearngeneError, match=rf"{named} has a text of 10,080,000 characters \('a red square"):
+                way()
+            assert time.process_time() - started < 5
+
+        assert peak_growth(refused) < 1e9
 
 
 # --- the table in the documentation ----------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from mmlg_hf.extraction.fitting import (
     stack_layers,
     unit_features,
 )
-from mmlg_hf.modeling_learngene import LearngeneModel, encoder_sizes
+from mmlg_hf.modeling_encoders import encoder_sizes
+from mmlg_hf.modeling_learngene import LearngeneModel
 
 HEAD = 8
 

@@ -17,7 +17,7 @@ STAGES = (
     {"errors", "shell"},
     {"saving", "hub", "checkpoints", "gene_files"},
     {"families", "configuration_learngene", "expansion"},
-    {"modeling_text_classification", "growth", "modeling_learngene"},
+    {"modeling_text_classification", "growth", "modeling_encoders", "modeling_learngene"},
     {"genes", "descendants"},
     {"data"},
     {"training"},
@@ -25,6 +25,7 @@ STAGES = (
     {"cards"},
     {"alignment", "clip_moe", "demo"},
     {"export"},
+    {"app"},
     {"cli", "__main__"},
     {"upload"},
 )
@@ -262,27 +263,43 @@ from transformers import AutoModel
 gene = AutoModel.from_pretrained(r"{folder}/gene", trust_remote_code=True)
 inputs = torch.load(r"{folder}/inputs.pt")
 with torch.no_grad():
-    logits = [gene(**inputs).logits_per_image, gene.descendant(1, 16)(**inputs).logits_per_image]
-torch.save(logits, r"{folder}/results.pt")
+    outputs = [gene(**inputs), gene.descendant(1, 16)(**inputs)]
+found = [o.logits_per_image if "logits_per_image" in o else o.pooler_output for o in outputs]
+torch.save(found, r"{folder}/results.pt")
 print(type(gene).__name__)
 """
 
 
 @pytest.mark.slow
-def test_a_gene_of_another_family_too_is_loaded_by_its_own_code(tmp_path):
+@pytest.mark.parametrize("cls", ["LearngeneSiglipModel", "LearngeneViTModel"])
+def test_a_gene_of_another_family_too_is_loaded_by_its_own_code(tmp_path, cls):
     import torch
     from pico_families import family_inputs, make_hostile, pico_ancestor
+    from transformers import ViTConfig, ViTModel
 
     from mmlg_hf.extraction.ancestors import gene_config
     from mmlg_hf.modeling_learngene import LearngeneModel
 
-    config = gene_config(pico_ancestor("siglip"), num_multimodal_blocks=1, num_unimodal_blocks=1, mixing="linear")
-    gene, inputs = make_hostile(LearngeneModel(config)), family_inputs("siglip")
+    inputs = family_inputs("siglip")
+    if cls == "LearngeneViTModel":
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        vit, inputs = (
+            ViTModel(ViTConfig(**sizes, image_size=16, patch_size=8)),
+            {"pixel_values": inputs["pixel_values"]},
+        )
+        config = gene_config(vit, num_multimodal_blocks=0, num_unimodal_blocks=2, mixing="linear")
+    else:
+        config = gene_config(pico_ancestor("siglip"), num_multimodal_blocks=1, num_unimodal_blocks=1, mixing="linear")
+    gene = make_hostile(LearngeneModel(config))
     gene.save_pretrained(tmp_path / "gene", with_code=True)
     torch.save(inputs, tmp_path / "inputs.pt")
     printed = run(REMOTE_FAMILY.format(folder=tmp_path), HF_MODULES_CACHE=str(tmp_path / "code"), PYTHONPATH="")
-    assert printed.split() == ["LearngeneSiglipModel"]
+    assert printed.split() == [cls]
     own, grown = torch.load(tmp_path / "results.pt")
     with torch.no_grad():
-        torch.testing.assert_close(own, gene(**inputs).logits_per_image, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(grown, gene.descendant(1, 16)(**inputs).logits_per_image, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(own, answer(gene(**inputs)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(grown, answer(gene.descendant(1, 16)(**inputs)), atol=1e-5, rtol=1e-5)
+
+
+def answer(output):
+    return output.logits_per_image if "logits_per_image" in output else output.pooler_output

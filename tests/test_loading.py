@@ -503,3 +503,8 @@ def test_a_tensor_that_is_in_two_files_is_refused(folder):
 def test_weights_that_are_no_floating_point_numbers_are_refused(folder):
     rewrite(folder, lambda tensors: tensors.update({"logit_scale": torch.tensor(3)}))
     assert "logit_scale is stored as I64 in place of F64, F32, F16, BF16" in refusal(from_learngene, folder)
+
+
+def test_loading_within_the_meta_device_is_told_as_transformers_tells_it(folder):
+    with pytest.raises(RuntimeError, match="meta device context manager"), torch.device("meta"):
+        LearngeneModel.from_pretrained(folder)

@@ -4,11 +4,16 @@ from copy import deepcopy
 
 import pytest
 import torch
+from pico import pico_clip, pico_processor
+from pico_genes import gene_config
 from torch import nn
 from torch.optim import SGD, AdamW, Muon
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments, ViTConfig, ViTModel
 
-from mmlg_hf.training.optimizers import MuonFactory, OptimizerPair, StackedMuon
+from mmlg_hf.modeling_learngene import LearngeneModel
+from mmlg_hf.training import ContrastiveTrainer
+from mmlg_hf.training.optimizers import MuonFactory, OptimizerPair, StackedMuon, is_layer_matrix, with_muon
 
 ADAMW = {"lr": 0.1, "betas": (0.9, 0.98)}
 MUON = {"lr": 0.3, "weight_decay": 0.05}
@@ -179,3 +184,29 @@ def test_the_factory_gives_muon_its_stacks_and_the_rest_to_the_optimizer_that_wa
     assert {group["weight_decay"] for group in rest.param_groups if group["params"]} == {0.0}
     alone = MuonFactory()(model, is_stack=lambda name, p: False, is_decayed=lambda name, p: True, **settings)
     assert type(alone) is SGD
+
+
+def test_muon_trains_the_matrices_of_layers_and_of_a_genes_blocks_and_nothing_else():
+    clip = [name for name, value in pico_clip().named_parameters() if is_layer_matrix(name, value)]
+    assert len(clip) == 2 * 2 * 6  # two encoders of two layers, six matrices each
+    assert all(name.endswith(("_proj.weight", "fc1.weight", "fc2.weight")) for name in clip)
+    gene = LearngeneModel(gene_config())
+    stacks = [name for name, value in gene.named_parameters() if is_layer_matrix(name, value)]
+    assert len(stacks) == 3 * 6
+    assert all("_blocks." in name for name in stacks)
+    vit = ViTModel(ViTConfig(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2))
+    assert sum(is_layer_matrix(name, value) for name, value in vit.named_parameters()) == 2 * 6
+
+
+def test_a_trainer_takes_muon_with_its_own_arguments_for_the_rest(tmp_path):
+    args = TrainingArguments(str(tmp_path), learning_rate=2e-3, weight_decay=0.1, adam_beta2=0.98, use_cpu=True)
+    model = pico_clip()
+    by_muon = with_muon(args, 3e-3)
+    trainer = ContrastiveTrainer(model, args, processing_class=pico_processor(), optimizer_cls_and_kwargs=by_muon)
+    optimizer = trainer.create_optimizer()
+    muon, rest = optimizer.pair
+    assert (muon.defaults["lr"], muon.defaults["weight_decay"]) == (3e-3, 0.1)
+    assert (rest.defaults["lr"], rest.defaults["betas"]) == (2e-3, (0.9, 0.98))
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert {id(parameter) for parameter in trained} == {id(parameter) for parameter in model.parameters()}
+    assert len(trained) == len(list(model.parameters()))

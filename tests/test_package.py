@@ -157,3 +157,25 @@ def test_the_floors_are_those_that_the_tests_pass_with():
         return numbers + [0] * (3 - len(numbers))
 
     assert {name: release(pin) for name, pin in pins.items()} == {name: release(floors[name]) for name in pins}
+
+
+def test_warnings_follow_the_verbosity_of_transformers_and_are_kept_where_only_transformers_is_silenced(caplog):
+    from transformers.utils import logging
+
+    from mmlg_hf.checkpoints import quiet
+
+    own = logging.get_logger("mmlg_hf.data.processing")
+    before = logging.get_verbosity()
+    try:
+        logging.set_verbosity_error()
+        own.warning("unheard")
+        logging.set_verbosity_info()
+        own.info("told on request")
+        logging.set_verbosity_warning()
+        with quiet(), quiet():
+            own.warning("told though transformers is silent")
+            logging.get_logger("transformers.trainer").warning("silent")
+        assert caplog.messages == ["told on request", "told though transformers is silent"]
+        assert logging.get_verbosity() == logging.WARNING
+    finally:
+        logging.set_verbosity(before)

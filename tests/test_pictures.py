@@ -15,7 +15,15 @@ from pico import IMAGE_SIZE, pico_image, pico_pairs, pico_processor
 from pico_data import photo, rows_of, stored
 from PIL import Image as PILImage
 
-from mmlg_hf.data import UnreadableImage, make_pixels, open_image, process_pairs, read_image, undecoded
+from mmlg_hf.data import (
+    UnreadableImage,
+    make_pixels,
+    open_image,
+    picture_files,
+    process_pairs,
+    read_image,
+    undecoded,
+)
 from mmlg_hf.errors import LearngeneError
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -24,6 +32,22 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 @pytest.fixture(scope="module")
 def processor():
     return pico_processor()
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_pictures_is_found_by_the_names_of_its_files(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "empty").mkdir()
+    for name in ("red.png", "below/more.JPG", ".hidden.png", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    found = [path.relative_to(tmp_path).as_posix() for path in picture_files(tmp_path)]
+    assert found == ["below/more.JPG", "red.png"]
+    with pytest.raises(LearngeneError, match=r"has no pictures in it \(\.jpg"):
+        picture_files(tmp_path / "empty")
+    with pytest.raises(LearngeneError, match="is no folder: give one with pictures in it"):
+        picture_files(tmp_path / "red.png")
 
 
 # --- forms -----------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def publish(
     with tempfile.TemporaryDirectory() as temporary:
         folders = _stage_checked(manifest, [artifact.name for artifact in selected], namespace, Path(temporary))
         plans = [
-            Plan(f"{namespace}/{name}", folder, f"Publish {name} {manifest.version}")
+            Plan(f"{namespace}/{name}", folder, f"Publish {name} {manifest.version}", manifest[name].repo_type)
             for name, folder in folders.items()
         ]
         for plan in plans:
@@ -118,7 +118,7 @@ def _write(api: Any, plan: Any, manifest: Manifest, settings: dict[str, Any]) ->
     else:
         console.print(f"{plan.repo_id}: nothing changed, no commit ({outcome.commit})", markup=False, highlight=False)
     with console.status(f"Downloading {plan.repo_id} to compare"):
-        compared = check(plan.repo_id, outcome.commit, plan.folder, api.token)
+        compared = check(plan.repo_id, outcome.commit, plan.folder, api.token, plan.repo_type)
     console.print(f"{plan.repo_id}: verified, {compared}", markup=False, highlight=False)
 
 
@@ -139,8 +139,9 @@ def verify(
     from .staging import stage
 
     with tempfile.TemporaryDirectory() as temporary:
-        folder = stage(manifest[check_name(name, "the name")], manifest, Path(temporary) / name, namespace)
-        compared = check(repo_id, revision, folder)
+        artifact = manifest[check_name(name, "the name")]
+        folder = stage(artifact, manifest, Path(temporary) / name, namespace)
+        compared = check(repo_id, revision, folder, repo_type=artifact.repo_type)
     console.print(f"{repo_id}: verified, {compared}", markup=False, highlight=False)
 
 

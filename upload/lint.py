@@ -20,6 +20,8 @@ from mmlg_hf.cards.cards import PIPELINE_TAGS, stored_parameters
 from mmlg_hf.cards.results import PLOT_FILE, RESULTS_FILE, read_results
 from mmlg_hf.errors import LearngeneError
 
+from .space import check_space
+
 # Identifiers the Hub knows and this zoo has a use for; anything else is "other" with license_name and license_link.
 LICENSES = {
     "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
@@ -54,6 +56,8 @@ def lint_folder(folder: str | os.PathLike, *, weights: str | os.PathLike | None 
         metadata, body = split_card(text)
     except LearngeneError as error:
         return [str(error)]
+    if "sdk" in metadata:
+        return [*_check_files(folder), *check_space(metadata, folder), *_check_placeholders(text)]
     weights = Path(weights or folder)
     config = _read_json(weights / "config.json") or {}
     problems = [*_check_files(folder), *_check_metadata(metadata, config, folder), *_check_text(text, body, folder)]
@@ -128,9 +132,13 @@ def _check_metadata(metadata: Mapping[str, Any], config: Mapping[str, Any], fold
         yield f"The base_model {base_model!r} is not a Hub id"
 
 
-def _check_text(text: str, body: str, folder: Path) -> Iterable[str]:
+def _check_placeholders(text: str) -> Iterable[str]:
     for match in PLACEHOLDER.finditer(text):
         yield f"README.md has the placeholder {match[0]!r}"
+
+
+def _check_text(text: str, body: str, folder: Path) -> Iterable[str]:
+    yield from _check_placeholders(text)
     headings = re.findall(r"^## (.+)$", body, re.MULTILINE)
     for section in SECTIONS:
         if section not in headings:

@@ -15,6 +15,7 @@ import yaml
 from mmlg_hf.cards import KINDS
 from mmlg_hf.errors import LearngeneError
 
+SPACE = "space"
 MANIFEST = Path(__file__).with_name("zoo.yaml")
 NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,94}[A-Za-z0-9]")
 
@@ -35,10 +36,11 @@ class Artifact:
 
     Args:
         name: the repository's name in its namespace.
-        kind: one of `mmlg_hf.cards.cards.KINDS`; it chooses the card template.
+        kind: one of `mmlg_hf.cards.cards.KINDS`, which chooses the card template, or "space".
         source: a folder relative to the manifest's `root`, or for a descendant a mapping with `gene` (the name of an
             artifact) and the arguments of `from_learngene`. A mixture is either: a folder with the model, or a mapping
-            with `gene` and `deltas`, a folder of `mmlg_hf.clip_moe.save_as_deltas`, relative to `root`.
+            with `gene` and `deltas`, a folder of `mmlg_hf.clip_moe.save_as_deltas`, relative to `root`. A Space's
+            is a mapping with `gene` alone.
         license: Hub identifier of the licence of the weights.
         data_license: licence of the data, in words.
         results: JSON file with the measured results, relative to `root`; None for an artifact without.
@@ -57,15 +59,22 @@ class Artifact:
 
     def __post_init__(self) -> None:
         check_name(self.name, "an artifact's name")
-        if self.kind not in KINDS:
-            raise LearngeneError(f"{self.name}: kind is {self.kind!r}; it takes one of {', '.join(KINDS)}")
+        if self.kind not in (*KINDS, SPACE):
+            raise LearngeneError(f"{self.name}: kind is {self.kind!r}; it takes one of {', '.join((*KINDS, SPACE))}")
+        if self.kind == SPACE and (not isinstance(self.source, Mapping) or set(self.source) != {"gene"}):
+            raise LearngeneError(f"{self.name}: a Space's source is a mapping that names its gene, and nothing more")
         if self.kind == "descendant" and not (isinstance(self.source, Mapping) and self.source.get("gene")):
             raise LearngeneError(f"{self.name}: a descendant's source is a mapping that names its gene")
         if self.kind == "mixture" and isinstance(self.source, Mapping):
             if set(self.source) != {"gene", "deltas"}:
                 raise LearngeneError(f"{self.name}: a mixture's source is a folder, or names its gene and its deltas")
-        elif self.kind != "descendant" and not isinstance(self.source, str):
+        elif self.kind not in ("descendant", SPACE) and not isinstance(self.source, str):
             raise LearngeneError(f"{self.name}: the source of a {self.kind} is a folder")
+
+    @property
+    def repo_type(self) -> str:
+        """What the Hub calls its repository."""
+        return "space" if self.kind == SPACE else "model"
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.utils.sha import git_hash
 
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.hub import explain_hub_errors
@@ -20,11 +21,12 @@ OF_THE_HUB = {".gitattributes"}
 
 @dataclass(frozen=True)
 class Plan:
-    """One artifact, ready to be written."""
+    """One artifact, ready to be written; `repo_type` is "model" or "space"."""
 
     repo_id: str
     folder: Path
     message: str
+    repo_type: str = "model"
 
     @property
     def files(self) -> list[str]:
@@ -90,21 +92,23 @@ def publish(
 def _publish(
     api: HfApi, plan: Plan, tag: str | None, revision: str | None, create_pr: bool, private: bool | None
 ) -> Outcome:
+    kind: dict[str, Any] = {"repo_type": plan.repo_type}
     try:
-        known = api.repo_info(plan.repo_id).sha
+        known = api.repo_info(plan.repo_id, **kind).sha
     except RepositoryNotFoundError:
-        api.create_repo(plan.repo_id, private=private, exist_ok=True)
-        known = api.repo_info(plan.repo_id).sha
-    references = api.list_repo_refs(plan.repo_id)
+        sdk: dict[str, Any] = {"space_sdk": "gradio"} if plan.repo_type == "space" else {}
+        api.create_repo(plan.repo_id, private=private, exist_ok=True, **kind, **sdk)
+        known = api.repo_info(plan.repo_id, **kind).sha
+    references = api.list_repo_refs(plan.repo_id, **kind)
     if revision is not None and revision not in [branch.name for branch in references.branches]:
-        api.create_branch(plan.repo_id, branch=revision)
-    head = known if revision is None else api.repo_info(plan.repo_id, revision=revision).sha
+        api.create_branch(plan.repo_id, branch=revision, **kind)
+    head = known if revision is None else api.repo_info(plan.repo_id, revision=revision, **kind).sha
     tagged = {reference.name: reference.target_commit for reference in references.tags}.get(tag or "")
     tag = None if revision is not None or create_pr else tag
 
     remote = {
         entry.path
-        for entry in api.list_repo_tree(plan.repo_id, revision=head, recursive=True)
+        for entry in api.list_repo_tree(plan.repo_id, revision=head, recursive=True, **kind)
         if hasattr(entry, "size")
     }
     gone = sorted(remote - set(plan.files) - OF_THE_HUB)
@@ -121,15 +125,16 @@ def _publish(
         revision=revision,
         create_pr=create_pr,
         parent_commit=None if create_pr else head,
+        **kind,
     )
     if tag is not None and tagged is None:
-        api.create_tag(plan.repo_id, tag=tag, revision=commit.oid)
+        api.create_tag(plan.repo_id, tag=tag, revision=commit.oid, **kind)
     return Outcome(commit.oid, commit.oid != head, commit.pr_url)
 
 
 def _differs(api: HfApi, plan: Plan, commit: str) -> bool:
     """Whether the files of a commit are others than the planned ones, by the Hub's hashes."""
-    entries = api.list_repo_tree(plan.repo_id, revision=commit, recursive=True)
+    entries = api.list_repo_tree(plan.repo_id, revision=commit, recursive=True, repo_type=plan.repo_type)
     remote = {
         entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id  # type: ignore[union-attr]
         for entry in entries
@@ -143,11 +148,11 @@ def _differs(api: HfApi, plan: Plan, commit: str) -> bool:
 def _oids(path: Path) -> set[str]:
     """The hashes by which the Hub may know a file: SHA-256 of large ones, git's SHA-1 of others."""
     content = path.read_bytes()
-    return {hashlib.sha256(content).hexdigest(), hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}
+    return {sha256(content).hexdigest(), git_hash(content)}
 
 
-def verify(repo_id: str, revision: str, folder: Path, token: str | None = None) -> str:
-    """Download a published artifact into a fresh cache and compare files and outputs with the local one.
+def verify(repo_id: str, revision: str, folder: Path, token: str | None = None, repo_type: str = "model") -> str:
+    """Download a published artifact into a fresh cache and compare files and a model's outputs with the local one.
 
     Returns:
         what was compared, in words.
@@ -159,7 +164,8 @@ def verify(repo_id: str, revision: str, folder: Path, token: str | None = None) 
 
     with tempfile.TemporaryDirectory() as cache:
         with explain_hub_errors(repo_id, revision):
-            downloaded = Path(snapshot_download(repo_id, revision=revision, cache_dir=cache, token=token))
+            fetched = snapshot_download(repo_id, revision=revision, cache_dir=cache, token=token, repo_type=repo_type)
+            downloaded = Path(fetched)
         local = Plan(repo_id, folder, "").files
         found = [name for name in Plan(repo_id, downloaded, "").files if name not in OF_THE_HUB]
         differing = sorted(set(local) ^ set(found)) or [
@@ -167,5 +173,7 @@ def verify(repo_id: str, revision: str, folder: Path, token: str | None = None) 
         ]
         if differing:
             raise LearngeneError(f"{repo_id} at {revision} differs from the local artifact in {', '.join(differing)}")
+        if repo_type == "space":
+            return f"{len(local)} files are equal"
         compared = compare_outputs(folder, downloaded)
     return f"{len(local)} files and the outputs {', '.join(compared)} are equal"

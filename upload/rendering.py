@@ -12,7 +12,7 @@ from typing import Any
 from mmlg_hf.cards.cards import stored_parameters
 from mmlg_hf.cards.results import PLOT_FILE, RESULTS_FILE, figure_title, format_figure
 
-from .manifest import Artifact, Manifest
+from .manifest import SPACE, Artifact, Manifest
 from .staging import stage
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
@@ -22,10 +22,12 @@ NOT_COMPARED = (PLOT_FILE,)
 
 
 def render_all(manifest: Manifest, folder: Path) -> list[str]:
-    """Write the card of every artifact, with the files it shows, and the list of all to `folder`; return the paths."""
+    """Write the card of every model, with the files it shows, and the list of all to `folder`; return the paths."""
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         for artifact in manifest.artifacts:
+            if artifact.kind == SPACE:  # its page is the Space itself
+                continue
             staged = stage(artifact, manifest, Path(temporary) / artifact.name, manifest.namespace)
             target = folder / artifact.name
             shutil.rmtree(target, ignore_errors=True)
@@ -82,9 +84,13 @@ def _page(manifest: Manifest, rows: list[dict[str, Any]]) -> str:
         card, link = f"[{row['name']}]({row['name']}/README.md)", f"[{manifest.namespace}]({row['link']})"
         lines.append([card, row["kind"], row["parameters"], row["megabytes"], *figures, link])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    spaces = [artifact.name for artifact in manifest.artifacts if artifact.kind == SPACE]
+    links = [f"[{name}](https://huggingface.co/spaces/{manifest.namespace}/{name})" for name in spaces]
+    shown = f"Try sizes in the browser: {', '.join(links)}.\n\n" if links else ""
     return (
         f"# The zoo, version {manifest.version}\n\n"
         f"{table}\n\n"
+        f"{shown}"
         "Data set, split and spread of the figures are on each card.\n\n"
         f"These cards name the namespace `{manifest.namespace}`; `python -m upload publish --namespace ORG` renders\n"
         "them for the one that it publishes to. Made by `python -m upload render` from `upload/zoo.yaml`, the\n"

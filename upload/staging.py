@@ -16,7 +16,8 @@ from mmlg_hf.descendants import from_learngene, load_learngene
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.saving import write_json
 
-from .manifest import Artifact, Manifest
+from .manifest import SPACE, Artifact, Manifest
+from .space import stage_space
 
 
 def stage(artifact: Artifact, manifest: Manifest, folder: Path, namespace: str) -> Path:
@@ -27,6 +28,9 @@ def stage(artifact: Artifact, manifest: Manifest, folder: Path, namespace: str) 
             `base_model` is the gene of that namespace.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if artifact.kind == SPACE:
+        stage_space(artifact, manifest, folder, namespace)
+        return folder
     if artifact.kind == "gene":
         _stage_gene(_source_folder(artifact, manifest), folder)
     elif artifact.kind == "descendant":
@@ -64,7 +68,7 @@ def _base_model(artifact: Artifact, namespace: str) -> str | None:
 
 def _stage_gene(source: Path, folder: Path) -> None:
     """Save a gene in its stored precision, with its processor and the code that loads it without the package."""
-    load_learngene(source, dtype="auto").save_pretrained(folder, with_code=True)  # type: ignore[operator]
+    load_learngene(source, dtype="auto").save_pretrained(folder, with_code=True)
 
 
 def _stage_descendant(artifact: Artifact, manifest: Manifest, folder: Path, namespace: str) -> None:

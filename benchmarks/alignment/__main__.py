@@ -35,7 +35,7 @@ from benchmarks.common.options import output_folder, parse, read_settings, setti
 from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
 from benchmarks.common.training import Rows, batches_of, figures, photos, training
-from mmlg_hf.alignment import DualEncoderModel, align, load_processor
+from mmlg_hf.alignment import DualEncoderModel, align, processor_of_pair
 from mmlg_hf.alignment.pooling import pool_image, pool_text
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 
@@ -59,7 +59,7 @@ class Study:
         self.splits = splits
         self.vision, self.text, self.encoders = self._encoders(splits, processor)
         # One image processor for all, so that the photos are processed once; the encoder's size is checked against it.
-        self.processor = load_processor(self.join("projections"), image_processor=processor.image_processor)
+        self.processor = processor_of_pair(self.join("projections"), image_processor=processor.image_processor)
         self.pairs = {name: self._pairs(split, processor) for name, split in splits.items()}
         self.collator = ImageTextCollator(self.processor, pad_to_multiple_of=8)
 

@@ -19,6 +19,8 @@ HUB_ID = "ashraq/fashion-product-images-small"
 TOKENIZER_ID = "openai/clip-vit-base-patch32"
 TITLE, IMAGE, ID, TYPE = "productDisplayName", "image", "id", "articleType"
 IMAGE_SIZE, MAX_TOKENS = 48, 24
+ANCESTOR = "upload/artifacts/mmlg-fashion-48-ancestor"  # kept by `benchmarks.make.ancestor`, on the Hub as in the zoo
+CLIP_TOKENS = 49408  # of CLIP's whole vocabulary, before it is trimmed
 TEMPLATES = ("{}",)  # titles are bare names of products, with no sentence around them
 SHOWN = ["top1", "mean_per_class", "image_to_text_R@1", "text_to_image_R@1"]  # of a model's figures, on its card
 

@@ -1,6 +1,6 @@
 """Measure the choices that `ExtractionArguments` has defaults for, on the validation split, in short runs.
 
-    python -m benchmarks.extraction --ancestor runs/ancestor [--data FOLDER] [--steps 80]
+    python -m benchmarks.extraction [--data FOLDER] [--steps 80]
 
 Each choice (`settings.yaml`) changes what its name says against the default extraction and nothing else; all runs see
 the same number of pairs. Runs that the results file holds are not repeated.

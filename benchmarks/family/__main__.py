@@ -1,6 +1,6 @@
 """What a gene is worth: descendants of many sizes, started in every way a user could, before and after fine-tuning.
 
-    python -m benchmarks.family --ancestor FOLDER --data FOLDER       the study (1.5 hours on one core)
+    python -m benchmarks.family --data FOLDER       the study (1.5 hours on one core)
     python -m benchmarks.family --quick --data FOLDER                 all of it, small, in under 20 minutes
     python -m benchmarks.family --configuration openai-flickr30k      another ancestor and data set
 
@@ -30,7 +30,7 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor, TrainerCallback, TrainingArguments
 
-from benchmarks.common.fashion import processed
+from benchmarks.common.fashion import CLIP_TOKENS, processed
 from benchmarks.common.options import output_folder, parse, settings_of
 from benchmarks.common.pages import save
 from benchmarks.common.results import Results
@@ -46,8 +46,7 @@ from mmlg_hf.descendants import load_learngene
 from mmlg_hf.extraction.ancestors import gene_config
 from mmlg_hf.extraction.vocabulary import trim_embedding, trim_tokenizer
 from mmlg_hf.inspection import measure_size
-from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
-from mmlg_hf.training.optimizers import MuonFactory, is_decayed
+from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator, with_muon
 
 Size = Sequence[int]  # depth and width
 TUNING_SEED = 100
@@ -69,7 +68,6 @@ class Study:
         self.splits = load_pairs(options.configuration, options.data)
         options.ancestor = options.ancestor or make_quick_ancestor(options, self.splits)
         self.ancestor = CLIPModel.from_pretrained(options.ancestor, dtype=torch.float32)
-        self.ancestor_parameters = self.ancestor.num_parameters()
         self.processor = self._trim(CLIPProcessor.from_pretrained(options.ancestor))
         self.collator = ImageTextCollator(self.processor, pad_to_multiple_of=8)
         counts = {"validation": options.validation_pairs, "test": options.test_pairs}
@@ -160,16 +158,11 @@ class Study:
         found: dict[str, Any] = {}
         if steps:
             args = TrainingArguments(**self.arguments(steps, rate), seed=seed)
-            trainer = ContrastiveTrainer(model, args, self.collator, self.train_pairs(seed), callbacks=[curve])
-            if method == BY_MUON:
-                trainer.optimizer = MuonFactory()(
-                    model,
-                    is_stack=lambda name, parameter: ".layers." in name and parameter.dim() == 2,
-                    is_decayed=is_decayed,
-                    muon_learning_rate=rate,
-                    weight_decay=args.weight_decay,
-                    rest=trainer.get_optimizer_cls_and_kwargs(args, model),
-                )
+            by_muon = with_muon(args, rate) if method == BY_MUON else None
+            rows = self.train_pairs(seed)
+            trainer = ContrastiveTrainer(
+                model, args, self.collator, rows, callbacks=[curve], optimizer_cls_and_kwargs=by_muon
+            )
             started, measuring = time.perf_counter(), curve.seconds
             trainer.train()
             seconds = time.perf_counter() - started - (curve.seconds - measuring)
@@ -235,6 +228,7 @@ class Study:
         genes = dict(self.results.found.get("genes", {}))  # a run of some methods leaves what others recorded
         for path in self.work.glob("genes-*/*.json"):
             genes[f"{path.parent.name}/{path.stem}"] = json.loads(path.read_text())
+        text, parameters = self.ancestor.config.text_config, self.ancestor.num_parameters()
         if BUNDLED in sources.genes:
             bundled, recipe = sources.genes[BUNDLED], sources.genes[BUNDLED].config.recipe
             kept = {name: recipe[name] for name in ("seconds", "steps", "batch_size")}
@@ -244,8 +238,8 @@ class Study:
             extraction_gflops_per_pair=extraction_gflops(gene, own_gflops),
             muon_gflops_per_step=muon_gflops(gene),
             ancestor={
-                "parameters": self.ancestor.num_parameters(),
-                "parameters_untrimmed": self.ancestor_parameters,
+                "parameters": parameters,
+                "parameters_untrimmed": parameters + (CLIP_TOKENS - text.vocab_size) * text.hidden_size,
                 "gflops": own_gflops,
                 **{split: self.measure(self.ancestor, split) for split in ("test", "validation")},
             },
@@ -306,9 +300,8 @@ def read_options() -> Namespace:
         options.curve_steps, options.parts = options.long, ["curves"]
     options.data = options.data or configuration["data"]
     options.work = options.work or f"runs/{options.configuration}-initialisation{'-quick' if options.quick else ''}"
-    options.ancestor = options.ancestor or configuration["ancestor"]
-    if options.ancestor is None and not options.quick:
-        raise SystemExit("give --ancestor, e.g. the one that `python -m benchmarks.make.ancestor` trains")
+    if not (options.quick and options.configuration == "fashion"):
+        options.ancestor = options.ancestor or configuration["ancestor"]
     return options
 
 

@@ -10,7 +10,7 @@ from mmlg_hf import ExtractionArguments, LearngeneConfig
 from mmlg_hf.expansion import LAYER_AXES
 from mmlg_hf.extraction.trainer import size_grid
 from mmlg_hf.inspection import measure_size
-from mmlg_hf.modeling_learngene import encoder_sizes
+from mmlg_hf.modeling_encoders import encoder_sizes
 
 
 def extraction_gflops(config: LearngeneConfig, ancestor: float) -> float:

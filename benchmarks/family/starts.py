@@ -25,7 +25,7 @@ from mmlg_hf.extraction.ancestors import copy_outer_weights, gene_config
 from mmlg_hf.extraction.fitting import order_units, stack_layers
 from mmlg_hf.extraction.rotation import rotate_channels
 from mmlg_hf.extraction.trainer import AncestorCollator, ExtractionTrainer
-from mmlg_hf.modeling_learngene import StackedParameters
+from mmlg_hf.modeling_encoders import StackedParameters
 from mmlg_hf.training import ImageTextCollator
 
 # How each gene is extracted; "SWS" has a block for each stage, see `StageWiseModel`.

@@ -1,6 +1,6 @@
-"""Make the gene that comes with the package, from the ancestor that `benchmarks.make.ancestor` trained.
+"""Make the gene that comes with the package, from the kept ancestor, see `benchmarks.make.ancestor`.
 
-    python -m benchmarks.make.gene --ancestor runs/ancestor --output mmlg_hf/zoo/mmlg-fashion-48 [--data FOLDER]
+    python -m benchmarks.make.gene --output mmlg_hf/zoo/mmlg-fashion-48 [--data FOLDER]
 
 Extracts (resuming from the last checkpoint in --work), stores the gene in float16, and measures on the test split: the
 ancestor, the gene at full size, and descendants before any fine-tuning, into `results.json` beside the gene. A gene of
@@ -18,7 +18,16 @@ import torch
 from transformers import CLIPModel, CLIPProcessor
 from transformers.trainer_utils import get_last_checkpoint
 
-from benchmarks.common.fashion import HUB_ID, IMAGE, TITLE, card_row, known_types, load_splits, write_card_results
+from benchmarks.common.fashion import (
+    ANCESTOR,
+    HUB_ID,
+    IMAGE,
+    TITLE,
+    card_row,
+    known_types,
+    load_splits,
+    write_card_results,
+)
 from benchmarks.common.options import parse
 from mmlg_hf import ExtractionArguments, LearngeneModel, extract_learngene, from_learngene
 from mmlg_hf.inspection import measure_size
@@ -49,7 +58,7 @@ def main() -> None:
     options = parse(
         __doc__,
         "data",
-        ancestor=("runs/ancestor", "folder or Hub id"),
+        ancestor=(ANCESTOR, "folder or Hub id"),
         work=("runs/gene", "folder of checkpoints"),
         output=("mmlg_hf/zoo/mmlg-fashion-48", "folder of the gene"),
         results=(str, "JSON of the figures; by default results.json beside the gene"),
@@ -62,7 +71,7 @@ def main() -> None:
     blocks = {name: getattr(options, name) for name in ("num_multimodal_blocks", "num_unimodal_blocks")}
     args = arguments(options.work, max_steps=options.steps, **blocks)
     gene: Any = extract_learngene(options.ancestor, splits["train"], args, resume_from_checkpoint=last)
-    gene.config.ancestor = {**gene.config.ancestor, "id": "CLIP of benchmarks.make.ancestor", "data": HUB_ID}
+    gene.config.ancestor = {**gene.config.ancestor, "id": "mmlg-hf/mmlg-fashion-48-ancestor", "data": HUB_ID}
     gene.config.recipe = {**gene.config.recipe, "dataset": HUB_ID, "split": "train of benchmarks.common.fashion"}
     if Path(options.output).exists():
         shutil.rmtree(options.output)

@@ -19,7 +19,7 @@ from benchmarks.common.options import parse
 from benchmarks.common.results import read
 from benchmarks.common.training import training
 from mmlg_hf import from_learngene
-from mmlg_hf.alignment import DualEncoderModel, align, load_processor
+from mmlg_hf.alignment import DualEncoderModel, align, processor_of_pair
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 
 GENE = "mmlg-fashion-48"
@@ -41,7 +41,7 @@ def main() -> None:
     image = from_learngene(GENE, DEPTH, IMAGE_WIDTH, "image")
     text = from_learngene(GENE, DEPTH, TEXT_WIDTH, "text")
     model = align(image, text, "lilt", projection_dim=PROJECTION_DIM)
-    processor = load_processor(model)
+    processor = processor_of_pair(model)
     trained, total = model.get_nb_trainable_parameters()
     row = {"role": "aligned-pair", "test": splits["test"], "processor": processor}
     row |= {"parameters": total, "depth": DEPTH, "width": IMAGE_WIDTH}

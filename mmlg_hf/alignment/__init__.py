@@ -5,6 +5,7 @@ from .. import lazy_names
 _MODULE_OF = {
     "align": "joining",
     "load_processor": "joining",
+    "processor_of_pair": "joining",
     "DualEncoderConfig": "dual_encoder",
     "DualEncoderModel": "dual_encoder",
     "LayerwiseAdapterConfig": "adapters",

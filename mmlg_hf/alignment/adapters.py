@@ -116,7 +116,7 @@ class LayerwiseAdapterLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: LayerwiseAdapterConfig) -> None:
         """Add an adapter under a new name, on the device and in the dtype of the wrapped module."""
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         width = base.out_features if self._is_after else base.weight.shape[-1]
         self.layerwise_adapter_layers[adapter_name] = Adapter(width, config.reduction, config.init_std)
         self._move_adapter_to_device_of_base_layer(adapter_name)

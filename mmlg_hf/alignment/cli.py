@@ -1,6 +1,5 @@
 """`mmlg align`: align an image encoder and a text encoder by training a few per cent of their weights."""
 
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,19 +8,40 @@ from rich.table import Table
 
 from ..saving import check_writable
 from ..shell.devices import Device, train_on
+from ..shell.options import (
+    BatchSize,
+    Data,
+    Epochs,
+    ImageColumn,
+    LearningRate,
+    Limit,
+    MaxSteps,
+    Revision,
+    Seed,
+    TextColumn,
+)
 from ..shell.printing import AsJson, console, print_json, stdout_for_json
 
 EPILOG = (
     "Example: mmlg align google/vit-base-patch16-224 sentence-transformers/all-MiniLM-L6-v2 --text-pooling mean "
     "--data DATASET --output pair"
 )
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default="main")]
+
+# Of the training, beside what options set; warm-up is a share of all steps.
+_SETTINGS: dict[str, Any] = {
+    "warmup_steps": 0.1,
+    "lr_scheduler_type": "cosine",
+    "weight_decay": 0.02,
+    "logging_steps": 10,
+    "save_total_limit": 1,
+    "report_to": "none",
+}
 
 
 def align(
     vision: Annotated[str, typer.Argument(help="The image encoder: a Hub id or a folder, with its image processor.")],
     text: Annotated[str, typer.Argument(help="The text encoder: a Hub id or a folder, with its tokenizer.")],
-    data: Annotated[str, typer.Option(help="Image-text dataset: a Hub id, or a folder in datasets format.")],
+    data: Data,
     output: Annotated[
         Path, typer.Option(help="Folder of the aligned pair; run again to go on after an interruption.")
     ],
@@ -37,17 +57,17 @@ def align(
     projection_dim: Annotated[int, typer.Option(min=1, help="Size of the shared space.")] = 256,
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
     eval_split: Annotated[str | None, typer.Option(help="Split to measure retrieval on, before and after.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Image column; found by itself if left out.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Text column; found by itself if left out.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only this many rows, from the first.")] = None,
-    batch_size: Annotated[int, typer.Option(min=2, help="Pairs in one batch on each process.")] = 128,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    epochs: Annotated[float, typer.Option(min=0.0, help="Passes over the data.")] = 1.0,
-    max_steps: Annotated[int, typer.Option(help="Stop after this many steps; -1 goes by epochs.")] = -1,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 128,
+    learning_rate: LearningRate = 1e-3,
+    epochs: Epochs = 1.0,
+    max_steps: MaxSteps = -1,
     whole: Annotated[bool, typer.Option("--whole", help="Save the frozen weights too.")] = False,
     vision_revision: Revision = None,
     text_revision: Revision = None,
-    seed: Annotated[int, typer.Option(help="Seeds everything that is drawn.")] = 42,
+    seed: Seed = 42,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -56,22 +76,21 @@ def align(
     trained_on = train_on(device)
     from transformers import TrainingArguments, set_seed
 
-    from ..data import find_columns, load_image_text, processor_key
-    from ..data.identity import PROCESSING_VERSION, begin_run, fingerprint_data, fingerprint_model
+    from ..data import find_columns, load_image_text
+    from ..data.identity import begin_run
     from ..data.texts import longest_text
     from ..training.resuming import last_checkpoint
     from ..training.trainer import ContrastiveTrainer, ImageTextCollator
     from .joining import align as join
-    from .joining import load_processor
+    from .joining import processor_of_pair
     from .saving import write_card
 
     set_seed(seed)
     rows: Any = load_image_text(data, split)
     if limit is not None:
         rows = rows.take(limit)
-    columns: dict[str, Any] = dict(
-        zip(("image_column", "text_column"), find_columns(rows, image_column, text_column), strict=True)
-    )
+    found = find_columns(rows, image_column, text_column)
+    columns: dict[str, Any] = dict(zip(("image_column", "text_column"), found, strict=True))
     held_out: Any = load_image_text(data, eval_split) if eval_split else None
     model = join(
         vision,
@@ -83,42 +102,20 @@ def align(
         vision_revision=vision_revision,
         text_revision=text_revision,
     )
-    processor = load_processor(model)
+    processor = processor_of_pair(model)
     args = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=batch_size,
         learning_rate=learning_rate,
         num_train_epochs=epochs,
         max_steps=max_steps,
-        warmup_steps=0.1,  # a share of all steps
-        lr_scheduler_type="cosine",
-        weight_decay=0.02,
-        logging_steps=10,
-        save_total_limit=1,
-        report_to="none",
         seed=seed,
+        **_SETTINGS,
         **trained_on,
     )
     checkpoint = last_checkpoint(output)
-    settings = {
-        "processing_version": PROCESSING_VERSION,
-        "seed": seed,
-        "recipe": recipe,
-        "vision_pooling": model.config.vision_pooling,
-        "text_pooling": model.config.text_pooling,
-        "projection_dim": projection_dim,
-        "vision_encoder": fingerprint_model(model.vision_model),
-        "text_encoder": fingerprint_model(model.text_model),
-        "processor": sha256(processor_key(processor).encode()).hexdigest()[:32],
-        **columns,
-        "pairs": len(rows),
-        "data": fingerprint_data(rows, columns.values()),
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "epochs": epochs,
-        "max_steps": max_steps,
-    }
-    begin_run(output / "align.json", settings, goes_on=checkpoint is not None)
+    run = _describe_run(model, processor, rows, columns, args)
+    begin_run(output / "align.json", run, goes_on=checkpoint is not None)
     max_length = longest_text(processor.tokenizer, model.config.text_config)
     collator = ImageTextCollator(processor, max_length=max_length, **columns)
     with stdout_for_json(as_json):
@@ -136,6 +133,29 @@ def align(
         return
     _show(before, after)
     console.print(f"{output} holds the aligned pair: {size / 1e6:.1f} MB of weights. Load it with AutoModel.")
+
+
+def _describe_run(model: Any, processor: Any, rows: Any, columns: dict[str, Any], args: Any) -> dict[str, Any]:
+    """Everything that must not change where a run is gone on with."""
+    from ..data import fingerprint_processor
+    from ..data.identity import PROCESSING_VERSION, fingerprint_data, fingerprint_model
+
+    config = model.config
+    return {
+        "processing_version": PROCESSING_VERSION,
+        "seed": args.seed,
+        **{name: getattr(config, name) for name in ("recipe", "vision_pooling", "text_pooling", "projection_dim")},
+        "vision_encoder": fingerprint_model(model.vision_model),
+        "text_encoder": fingerprint_model(model.text_model),
+        "processor": fingerprint_processor(processor),
+        **columns,
+        "pairs": len(rows),
+        "data": fingerprint_data(rows, columns.values()),
+        "batch_size": args.per_device_train_batch_size,
+        "learning_rate": args.learning_rate,
+        "epochs": args.num_train_epochs,
+        "max_steps": args.max_steps,
+    }
 
 
 def _retrieval(model: Any, rows: Any, processor: Any, columns: dict[str, Any], device: Any) -> dict[str, float]:

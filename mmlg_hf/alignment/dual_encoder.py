@@ -278,7 +278,7 @@ class DualEncoderModel(VisionTextDualEncoderModel):
         super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: Any = None, *args: Any, vision: Any = None, text: Any = None, **kwargs: Any
     ) -> Any:
         """Load an aligned pair, fetching the encoders it was saved without.

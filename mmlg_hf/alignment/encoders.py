@@ -1,7 +1,6 @@
 """The encoders that are aligned: loading them, recording where they came from, and knowing them again."""
 
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from ..checkpoints import check_finite, load_config, load_model
 from ..data.identity import fingerprint_gene, fingerprint_weights
@@ -68,7 +68,7 @@ def choose_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def _bare(model: PreTrainedModel, modality: str) -> PreTrainedModel:
+def _bare(model: PreTrainedModel, modality: str) -> Any:
     part = getattr(model, f"{modality}_model", None)
     return part if isinstance(part, PreTrainedModel) else model.base_model
 
@@ -121,8 +121,7 @@ def _commit_of(name: str, what: str, revision: str | None = None, **hub: Any) ->
     except (OSError, ValueError) as error:
         at = f" at revision {revision}" if revision else ""
         raise LearngeneError(f"cannot load {what} {name!r}{at}: {first_line(error)}") from error
-    commit = re.search(r"[\\/]snapshots[\\/]([0-9a-f]{40})[\\/]", path)
-    return commit[1] if commit else revision
+    return extract_commit_hash(path, None) or revision
 
 
 def record_base(

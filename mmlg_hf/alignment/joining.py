@@ -41,7 +41,7 @@ def align(
     """Join an image encoder and a text encoder, ready to be aligned by contrastive training (LilT, arXiv 2303.11866).
 
     The result takes and returns what `VisionTextDualEncoderModel` does. Train it with `mmlg_hf.ContrastiveTrainer` and
-    the processor of `load_processor`.
+    the processor of `processor_of_pair`.
 
     Args:
         vision: a Hub id, a folder or a model: a CLIP vision descendant, ViT, DeiT, DINOv2, Swin, SigLIP, ... A model
@@ -96,7 +96,7 @@ def align(
         lora_rank=lora_rank,
         **settings,
     )
-    model = DualEncoderModel(config, encoders["vision"], encoders["text"])
+    model: Any = DualEncoderModel(config, encoders["vision"], encoders["text"])
     try:
         model.to(device=device, dtype=dtype)
     except (ValueError, RuntimeError, NotImplementedError) as error:
@@ -136,7 +136,7 @@ def _take_padding(config: Any, source: str | os.PathLike, revision: str | None, 
     try:
         padding = AutoTokenizer.from_pretrained(source, revision=revision, **hub).pad_token_id
     except (OSError, ValueError):
-        return  # load_processor takes it from the tokenizer that it is given
+        return  # processor_of_pair takes it from the tokenizer that it is given
     config.pad_token_id = config.pad_token_id if padding is None else padding
 
 
@@ -183,7 +183,7 @@ def _blank_image(model: DualEncoderModel) -> torch.Tensor:
     return torch.zeros(1, getattr(config, "num_channels", 3), height, width, device=model.device, dtype=model.dtype)
 
 
-def load_processor(
+def processor_of_pair(
     model: DualEncoderModel, *, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any
 ) -> VisionTextDualEncoderProcessor:
     """Return the processor for an aligned pair: its image encoder's image processor and its text encoder's tokenizer.
@@ -205,7 +205,7 @@ def load_processor(
     )
     tokenizer = _load_part(AutoTokenizer, tokenizer, "tokenizer", model.config.text_base, kwargs)
     _check_image_processor(model, image_processor)
-    text_config = model.config.text_config
+    text_config: Any = model.config.text_config
     check_tokenizer(tokenizer, text_config)
     if pads_to_one_length(text_config) and tokenizer.pad_token_id is not None:
         text_config.pad_token_id = tokenizer.pad_token_id  # the pair pads shorter texts with it
@@ -230,10 +230,10 @@ def _load_part(auto: Any, given: Any, name: str, base: dict[str, Any] | None, kw
 
 def _of_gene(name: str, base: dict[str, Any], kwargs: dict[str, Any]) -> Any:
     """The image processor or the tokenizer that is stored with a gene."""
-    from ..descendants import load_processor as load_processor_of_gene
+    from ..genes import load_processor
 
     revision = {"revision": base["revision"]} if base.get("revision") else {}
-    processor = load_processor_of_gene(base["name"], **revision, **kwargs)
+    processor = load_processor(base["name"], **revision, **kwargs)
     return getattr(processor, name, processor)
 
 
@@ -250,3 +250,6 @@ def _check_image_processor(model: DualEncoderModel, image_processor: Any) -> Non
             f"the image processor makes images of {list(pixels.shape[1:])}, which the image encoder does not take: "
             f"its image_size is {wanted}. Set the processor's size, or pass the encoder's own"
         ) from error
+
+
+load_processor = processor_of_pair  # its first name, which `mmlg_hf.load_processor` has for genes' processors

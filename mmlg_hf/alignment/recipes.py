@@ -135,6 +135,7 @@ def _adapter_config(model: "DualEncoderModel") -> Any:
 
 def _lora_config(model: "DualEncoderModel") -> Any:
     """Low-rank updates of all linear maps of attention, their rank a share of each encoder's width."""
+    encoder: Any
     targets, ranks = [], {}
     for prefix, encoder in _encoders(model).items():
         names = [name for name, module in encoder.named_modules() if _is_attention_map(name, module)]

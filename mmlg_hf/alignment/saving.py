@@ -81,7 +81,9 @@ def complete_weights(
         encoder, gene = load_base(record, modality, replacement, **hub)
         base = encoder.state_dict()
         # Wrapped modules keep their weights one level deeper than the encoder alone does.
-        found = {name: base.get(name.removeprefix(prefix).replace(".base_layer.", ".")) for name in missing}
+        found: dict[str, Any] = {
+            name: base.get(name.removeprefix(prefix).replace(".base_layer.", ".")) for name in missing
+        }
         strange = [name for name in missing if found[name] is None or found[name].shape != expected[name]]
         if strange:
             raise LearngeneError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..errors import LearngeneError
+from ..families import FAMILIES, Family
 from ..saving import weight_files
 from .results import (
     PLOT_FILE,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
     from transformers import PreTrainedModel
 
-KINDS = ("gene", "descendant", "fine-tuned", "mixture", "aligned-pair")
+KINDS = ("ancestor", "gene", "descendant", "fine-tuned", "mixture", "aligned-pair")
 # How a gene's blocks become layer l of L.
 MIXING_WORDS = {
     "shared-slope": "each encoder's own block plus l/L times the shared one",
@@ -53,6 +54,8 @@ PIPELINE_TAGS = {
     "SiglipForImageClassification": "image-classification",
     "SiglipVisionModel": "image-feature-extraction",
     "SiglipTextModel": "feature-extraction",
+    "ViTModel": "image-feature-extraction",
+    "ViTForImageClassification": "image-classification",
 }
 # Descendants that transformers has no class for.
 SAVED_WITH_CODE = ("CLIPTextForSequenceClassification",)
@@ -79,7 +82,7 @@ def create_model_card(
         results: measured results, or the JSON file with them, as `mmlg_hf.cards.results.read_results` describes; None
             leaves the table and the plot out.
         repo_id: the Hub id the card's snippets load; None takes the folder, or the name the model was loaded by.
-        kind: "gene", "descendant", "fine-tuned", "mixture" or "aligned-pair"; None reads it off the config.
+        kind: one of `KINDS`; None reads it off the config, which that of an ancestor does not tell.
         row: the name of this model's row in the results, whose figures' names become the card's `metrics`; None takes
             all of them.
         license: the licence of the weights, a Hub identifier; None leaves it out, which `upload lint` refuses.
@@ -123,7 +126,7 @@ def create_model_card(
         "base_model_relation": "finetune" if base_model else None,
         "datasets": [measured["dataset"]["id"]] if measured and HUB_ID.fullmatch(measured["dataset"]["id"]) else None,
         "metrics": _metrics(measured, row) or None,
-        "tags": ["clip", "learngene", "mmlg_hf", kind],
+        "tags": ["vit" if _family(config).image_only else "clip", "learngene", "mmlg_hf", kind],
         **(metadata or {}),
     }
     return _to_card({key: value for key, value in header.items() if value is not None}, _render(kind, facts))
@@ -226,14 +229,16 @@ def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     head_size = widths[0] // heads
     multimodal, unimodal = config.get("num_multimodal_blocks", 0), config.get("num_unimodal_blocks", 0)
     image_only = config.get("model_type") == "learngene" and not config.get("text_config")
+    family, classifies = _family(config), model_class.endswith("Classification")
     return {
         "model_class": model_class,
         "pipeline_tag": PIPELINE_TAGS.get(model_class),
         "drops_projection": model_class.endswith("WithProjection"),
-        "new_head": model_class.endswith("Classification"),
+        "new_head": classifies,
         "custom_code": bool(config.get("auto_map")) or model_class in SAVED_WITH_CODE,
         "image_only": image_only,
-        "auto_class": "AutoModelForImageClassification" if image_only else "AutoModel",
+        "auto_class": "AutoModelForImageClassification" if classifies else "AutoModel",
+        "grown_class": family.descendants["image", True] if classifies else family.whole_class.__name__,
         "size": f"depth {_pair(depths)} and width {_pair(widths)}",
         "widths": _pair(widths),
         "head_size": head_size,
@@ -244,9 +249,14 @@ def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
         "token_rank": config.get("token_embedding_rank"),
         "mixing": MIXING_WORDS.get(str(config.get("mixing"))),
         "experts": _experts(encoders[0]),
-        "ancestor": f"`{ancestor['id']}`" if ancestor.get("id") else "a CLIP model",
+        "ancestor": f"`{ancestor['id']}`" if ancestor.get("id") else f"a `{ancestor.get('class', 'CLIPModel')}`",
         "gene": f"`{provenance['id']}`" if provenance.get("id") else "it was made from",
     }  # fmt: skip
+
+
+def _family(config: Mapping[str, Any]) -> Family:
+    """The family of a model; of one that is of none, CLIP."""
+    return FAMILIES.get(str(config.get("family") or config.get("model_type")), FAMILIES["clip"])
 
 
 def _experts(encoder: Mapping[str, Any]) -> str | None:
@@ -268,7 +278,8 @@ def _made_of(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         sources = {name: config.get(name) for name in ("recipe", "vision_pooling", "text_pooling")}
         sources |= {f"{name} encoder": config.get(f"{name}_base") for name in ("vision", "text")}
     else:
-        sources = {"gene": _provenance(config)}
+        recipe = config.get("recipe")
+        sources = {"gene": _provenance(config), **(recipe if isinstance(recipe, Mapping) else {})}
     return [(name.replace("_", " ").capitalize(), _in_words(value)) for name, value in sources.items() if value]
 
 

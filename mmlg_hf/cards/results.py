@@ -171,7 +171,9 @@ def plot_results(results: Mapping[str, Any], path: str | os.PathLike) -> None:
             mean, std = zip(*[spread(row["figures"][name])[:2] for row in points], strict=True) if points else ((), ())
             values, errors = [100 * value for value in mean], [100 * value for value in std]
             panel.errorbar(x, values, yerr=errors, fmt="osD^vPX"[index], color=f"C{index}", capsize=3, label=role)
-        panel.set(xscale="log", xlabel="parameters (millions)", ylabel=figure_title(name), ylim=(0, None))
+        panel.set(xscale="log", xlabel="parameters (millions)", ylabel=figure_title(name))
+        highest = max(sum(spread(row["figures"][name])[:2]) for row in rows if name in row.get("figures", {}))
+        panel.set_ylim(0, 110 * highest or 1)  # room above the highest point
         # Labels at 1, 2 and 5 do not overlap, and so wide a range has one of them, however close the models lie.
         panel.set_xlim(smallest / 1.6, largest * 1.6)
         panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))

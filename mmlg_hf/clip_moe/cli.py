@@ -10,21 +10,23 @@ from rich.table import Table
 from ..errors import LearngeneError, first_line
 from ..saving import check_writable, whole_folder
 from ..shell.devices import Device, train_on
+from ..shell.options import (
+    BatchSize,
+    Data,
+    Epochs,
+    ImageColumn,
+    LearningRate,
+    Limit,
+    MaxSteps,
+    Seed,
+    Split,
+    TextColumn,
+)
 from ..shell.printing import AsJson, console, print_json, stdout_for_json
 
 app = typer.Typer(
     help="Turn a CLIP into a mixture of experts: diversify, then upcycle, then train-router.", no_args_is_help=True
 )
-
-Data = Annotated[str, typer.Option(help="Image-text dataset: a Hub id, or a folder in datasets format.")]
-Split = Annotated[str, typer.Option(help="Split of the dataset.")]
-ImageColumn = Annotated[str | None, typer.Option(help="Image column; found by itself where one stands out.")]
-TextColumn = Annotated[str | None, typer.Option(help="Text column; found by itself where one stands out.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only this many rows, from the first.")]
-BatchSize = Annotated[int, typer.Option(min=2, help="Pairs in one batch on each process.")]
-Epochs = Annotated[float, typer.Option(min=0.0, help="Passes over the data.")]
-MaxSteps = Annotated[int, typer.Option(help="Stop after this many steps; -1 goes by epochs.")]
-Seed = Annotated[int, typer.Option(help="Seeds everything that is drawn.")]
 
 
 @app.command(epilog="Example: mmlg moe diversify runs/base --data DATASET --output runs/experts --batch-size 128")
@@ -38,7 +40,7 @@ def diversify(
         float, typer.Option(min=0.0, max=1.0, help="Largest share of pairs that may fill no batch.")
     ] = 0.5,
     batch_size: BatchSize = 128,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-5,
+    learning_rate: LearningRate = 1e-5,
     epochs: Epochs = 1.0,
     max_steps: MaxSteps = -1,
     label_smoothing: Annotated[float, typer.Option(min=0.0, max=1.0, help="Smoothing of the targets.")] = 0.1,
@@ -111,7 +113,7 @@ def train_router(
     output: Annotated[Path, typer.Option(help="Folder of the trained mixture; run again to go on.")],
     train_experts: Annotated[bool, typer.Option(help="Also train the experts, as copies of one MLP need.")] = False,
     batch_size: BatchSize = 128,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-6,
+    learning_rate: LearningRate = 1e-6,
     epochs: Epochs = 1.0,
     max_steps: MaxSteps = -1,
     split: Split = "train",

@@ -1,7 +1,7 @@
 """Configuration of a CLIP whose MLPs are mixtures of experts (CLIP-MoE, arXiv 2409.19291)."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
 
 def _check_experts(config: "CLIPMoEVisionConfig | CLIPMoETextConfig") -> None:
@@ -23,17 +23,14 @@ def _check_experts(config: "CLIPMoEVisionConfig | CLIPMoETextConfig") -> None:
 
 
 @strict
-class CLIPMoEVisionConfig(CLIPVisionConfig):
-    """Image encoder of a CLIP-MoE: a `CLIPVisionConfig` and how its MLPs are routed.
+class RoutedConfig(PreTrainedConfig):
+    """How the MLPs of an encoder are routed.
 
     Args:
         num_experts: experts in each mixture, E.
         num_experts_per_tok: experts that process one token, k (top-k of the router's softmax, renormalised to sum 1).
         moe_layers: layers whose MLP is a mixture, counted from 0; None means every layer, `[]` means none.
     """
-
-    model_type = "clip_moe_vision_model"
-    base_config_key = "vision_config"
 
     num_experts: int = 4
     num_experts_per_tok: int = 2
@@ -50,30 +47,19 @@ class CLIPMoEVisionConfig(CLIPVisionConfig):
 
 
 @strict
-class CLIPMoETextConfig(CLIPTextConfig):
-    """Text encoder of a CLIP-MoE: a `CLIPTextConfig` and how its MLPs are routed.
+class CLIPMoEVisionConfig(RoutedConfig, CLIPVisionConfig):
+    """Image encoder of a CLIP-MoE: a `CLIPVisionConfig` and how its MLPs are routed, see `RoutedConfig`."""
 
-    Args:
-        num_experts: experts in each mixture, E.
-        num_experts_per_tok: experts that process one token, k (top-k of the router's softmax, renormalised to sum 1).
-        moe_layers: layers whose MLP is a mixture, counted from 0; None means every layer, `[]` means none.
-    """
+    model_type = "clip_moe_vision_model"
+    base_config_key = "vision_config"
+
+
+@strict
+class CLIPMoETextConfig(RoutedConfig, CLIPTextConfig):
+    """Text encoder of a CLIP-MoE: a `CLIPTextConfig` and how its MLPs are routed, see `RoutedConfig`."""
 
     model_type = "clip_moe_text_model"
     base_config_key = "text_config"
-
-    num_experts: int = 4
-    num_experts_per_tok: int = 2
-    moe_layers: list[int] | None = None
-
-    def validate_architecture(self):
-        """Part of `@strict`-powered validation: run at construction, at attribute assignment and at save."""
-        super().validate_architecture()
-        _check_experts(self)
-
-    def is_moe_layer(self, layer: int) -> bool:
-        """Tell whether the MLP of this layer (from 0) is a mixture."""
-        return self.moe_layers is None or layer in self.moe_layers
 
 
 @strict

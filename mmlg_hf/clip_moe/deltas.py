@@ -76,7 +76,12 @@ def save_as_deltas(
             _put(stored, f"{name}.expert_{index}", stack[index].float() - own.float(), rank, dtype)  # type: ignore[index]
     stored |= {name: value.cpu() for name, value in tensors.items() if ".mlp.router." in name}
     config = model.config.to_dict() | {"_name_or_path": ""}  # where the mixture lay is nothing to store
-    record = {"depth": depth, "width": width, "rank": rank, "dtype": str(model.dtype).removeprefix("torch.")}
+    record: dict[str, Any] = {
+        "depth": depth,
+        "width": width,
+        "rank": rank,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
     record |= {"gene": fingerprint_gene(gene), "config": config}
     folder = Path(folder)
     _write(folder, stored, record, gene if with_gene else None)
@@ -102,6 +107,7 @@ def load_from_deltas(folder: str | os.PathLike, gene: LearngeneModel | None = No
     folder = Path(folder)
     if not (folder / RECORD).exists() or not (folder / DELTAS).exists():
         raise LearngeneError(f"{str(folder)!r} has no {RECORD} and {DELTAS}: `save_as_deltas` writes both")
+    model: Any
     record, model, dtype = _read_record(folder / RECORD)
     stored = read_tensors(folder / DELTAS, repr(str(folder / DELTAS)))
     if gene is None:

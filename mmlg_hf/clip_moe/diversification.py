@@ -23,7 +23,7 @@ from transformers.utils import logging
 from ..data.identity import begin_run, fingerprint_model
 from ..errors import LearngeneError, first_line
 from ..saving import check_writable, whole_file, whole_folder, write_json
-from ..training.resuming import last_checkpoint
+from ..training.resuming import last_checkpoint, output_of
 from ..training.trainer import ContrastiveTrainer, ImageTextCollator
 from .clusters import ClusterReport, ClusterSampler, accumulate, cluster_pairs, embed_pairs, report_clusters
 from .plots import plot_clusters
@@ -111,7 +111,8 @@ def diversify(
         LearngeneError: a base that is a mixture or damaged, fewer pairs than clusters, clusters too small for a batch,
             a stream, or a folder that holds a run with other settings (naming the first).
     """
-    check_writable(args.output_dir)
+    output = output_of(args)
+    check_writable(output)
     dense = load_dense_clip(base, dtype=torch.float32)
     if dense.dtype != torch.float32:
         dense = copy.deepcopy(dense).float()
@@ -128,7 +129,6 @@ def diversify(
         raise LearngeneError(
             f"there are {len(dataset)} pairs for {args.num_clusters} clusters: give more data or fewer clusters"
         )
-    output = Path(args.output_dir)
     goes_on = (output / "diversify.json").exists() or any(output.glob("stage-*"))
     begin_run(output / "diversify.json", _settings(dense, dataset, args, data_collator), goes_on=goes_on)
     experts: list[Path] = []
@@ -172,7 +172,7 @@ def _settings(base: CLIPModel, dataset: Any, args: DiversifyArguments, data_coll
 
 
 def _find_clusters(
-    model: CLIPModel,
+    model: Any,
     dataset: Any,
     data_collator: Any,
     args: DiversifyArguments,
@@ -227,7 +227,7 @@ def _train_stage(
     stage_args = copy.copy(args)
     stage_args.output_dir = str(folder / "trainer")
     trainer = DiversifyTrainer(model, stage_args, data_collator, dataset, cluster_labels=labels)
-    checkpoint = last_checkpoint(stage_args.output_dir)
+    checkpoint = last_checkpoint(output_of(stage_args))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         with whole_folder(folder / "expert") as ready:

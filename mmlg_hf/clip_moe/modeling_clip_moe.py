@@ -133,7 +133,7 @@ class CLIPMoEEncoderLayer(CLIPEncoderLayer):
 
     def __init__(self, config: CLIPMoEVisionConfig | CLIPMoETextConfig):
         super().__init__(config)
-        self.mlp = CLIPMoEMLP(config)
+        self.mlp: Any = CLIPMoEMLP(config)
 
 
 class CLIPMoEEncoder(CLIPEncoder):
@@ -191,8 +191,8 @@ class CLIPMoEPreTrainedModel(CLIPPreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, CLIPMoEExperts):
-            config = module.config  # the standard deviations of CLIP's own MLP
-            factor = self.config.initializer_factor
+            config: Any = module.config  # the standard deviations of CLIP's own MLP
+            factor: Any = self.config.initializer_factor
             in_proj_std = config.hidden_size**-0.5 * (2 * config.num_hidden_layers) ** -0.5 * factor
             init.normal_(module.up_proj, std=(2 * config.hidden_size) ** -0.5 * factor)
             init.normal_(module.down_proj, std=in_proj_std)
@@ -394,8 +394,9 @@ def _balance_loss(
             "The load-balancing loss has no gradient: reentrant gradient checkpointing cuts router logits off. Pass "
             'gradient_checkpointing_kwargs={"use_reentrant": False}.'
         )
-    config = encoder.config
-    return load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask)
+    config: Any = encoder.config
+    loss: Any = load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask)
+    return loss
 
 
 for _config, _model in (

@@ -13,7 +13,7 @@ from ..checkpoints import check_finite, load_model
 from ..data.identity import begin_run, check_same_run, fingerprint_model, read_run
 from ..errors import LearngeneError
 from ..saving import check_writable, write_json
-from ..training.resuming import last_checkpoint
+from ..training.resuming import last_checkpoint, output_of
 from ..training.trainer import ContrastiveTrainer
 from .modeling_clip_moe import CLIPMoEModel
 from .plots import plot_expert_usage
@@ -66,12 +66,12 @@ class RouterTrainer(ContrastiveTrainer):
         inputs = {**inputs, "output_router_logits": model.training}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
+            own: Any = self.model  # which `model` may wrap
             masks = {"vision": None, "text": inputs.get("attention_mask")}
             for encoder in SIDES:
                 logits = getattr(outputs, f"{encoder}_model_output").router_logits
                 if logits:
-                    top_k = self.model.config.num_experts_per_tok
-                    tokens = count_routed_tokens(logits, top_k, masks[encoder])
+                    tokens = count_routed_tokens(logits, own.config.num_experts_per_tok, masks[encoder])
                     self._tokens[encoder] = self._tokens.get(encoder, 0) + tokens
         return (loss, outputs) if return_outputs else loss
 
@@ -146,7 +146,8 @@ def train_router(
         LearngeneError: if the model is no CLIP mixture of experts or is damaged, neither a processor nor a collator is
             given, or the checkpoint is of another run (naming the first setting that differs).
     """
-    check_writable(args.output_dir)
+    output = output_of(args)
+    check_writable(output)
     if isinstance(model, (str, os.PathLike)):
         found = model_type_of(model)
         if found != "clip_moe":
@@ -170,12 +171,11 @@ def train_router(
     settings = _settings(model, dataset, args, trainer.data_collator)
     if checkpoint is not None:
         check_same_run(read_run(checkpoint.parent / RECORD), settings, checkpoint.parent)
-    begin_run(Path(args.output_dir) / RECORD, settings, goes_on=last_checkpoint(args.output_dir) is not None)
+    begin_run(output / RECORD, settings, goes_on=last_checkpoint(output) is not None)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
     history = usage_history(trainer.state.log_history)
     if trainer.is_world_process_zero() and history:
-        output = Path(args.output_dir)
         write_json(output / "expert_usage.json", history, indent=None)
         plot_expert_usage(history, output / "expert_usage.png")
     return model.requires_grad_(True).eval()
@@ -185,7 +185,7 @@ def _checkpoint(args: RouterArguments, wanted: str | bool | None) -> Path | None
     """The checkpoint to go on from, None to start."""
     if not wanted:
         return None
-    found = last_checkpoint(args.output_dir) if wanted is True else wanted
+    found = last_checkpoint(output_of(args)) if wanted is True else wanted
     if found is None or not Path(found).is_dir():
         where = f"in {args.output_dir!r}" if wanted is True else f"{os.fspath(wanted)!r}"
         raise LearngeneError(

@@ -1,11 +1,10 @@
 """What the stages of a mixture are trained on: rows that make batches, and what they are as part of a run."""
 
-from hashlib import sha256
 from typing import Any
 
 from datasets import DatasetDict, IterableDatasetDict
 
-from ..data import processor_key
+from ..data import fingerprint_processor
 from ..data.identity import PROCESSING_VERSION, fingerprint_data
 from ..errors import LearngeneError
 
@@ -25,5 +24,5 @@ def describe_rows(dataset: Any, data_collator: Any) -> dict[str, Any]:
         described[name] = getattr(data_collator, name, None)
     processor = getattr(data_collator, "processor", None)
     if getattr(processor, "image_processor", None) is not None:
-        described["processor"] = sha256(processor_key(processor).encode()).hexdigest()[:32]
+        described["processor"] = fingerprint_processor(processor)
     return {**described, "data": fingerprint_data(dataset)}

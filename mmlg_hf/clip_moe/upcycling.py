@@ -149,7 +149,7 @@ def upcycle(
     # The CPU's generator alone is seeded and put back: torch.manual_seed would seed the accelerator's too.
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        mixture = CLIPMoEModel(config)
+        mixture: Any = CLIPMoEModel(config)
     mixture.to(device=dense.device, dtype=dense.dtype)
     _fill(mixture, dense, experts)
     return mixture.eval()
@@ -167,7 +167,7 @@ def expert_tensors(config: CLIPMoEConfig) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _fill(mixture: CLIPMoEModel, dense: CLIPModel, experts: Sequence[str | os.PathLike | CLIPModel]) -> None:
+def _fill(mixture: Any, dense: CLIPModel, experts: Sequence[str | os.PathLike | CLIPModel]) -> None:
     """Copy the base's and the experts' tensors into the mixture, holding one expert in memory at a time."""
     source = dense.state_dict()
     routed = expert_tensors(mixture.config)
@@ -224,7 +224,7 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def count_parameters(model: torch.nn.Module) -> dict[str, int]:
+def count_parameters(model: Any) -> dict[str, int]:
     """Count a model's parameters: `total`, and `active`, those that process one token (k of E experts).
 
     For a dense model both are the same.

@@ -7,6 +7,7 @@ import numpy as np
 from ..errors import LearngeneError
 
 _LONGEST_QUOTE = 80
+LONGEST_TEXT = 1_000_000  # characters
 
 
 def captions_of(value: Any, row: str) -> list[str]:
@@ -28,7 +29,17 @@ def captions_of(value: Any, row: str) -> list[str]:
         raise LearngeneError(
             f"{row} has the text {quoted}: give a string that is not blank, or a list with at least one such string"
         )
+    for text in captions:
+        check_length(text, row)
     return [str(text) for text in captions]
+
+
+def check_length(text: str, row: str) -> None:
+    """Refuse a text that no encoder reads a thousandth of, and that takes a tokenizer seconds and gigabytes."""
+    if len(text) > LONGEST_TEXT:
+        raise LearngeneError(
+            f"{row} has a text of {len(text):,} characters ({text[:40]!r}...): give texts of at most {LONGEST_TEXT:,}"
+        )
 
 
 def _is_text(text: Any) -> bool:

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ _TURNED = {
     7: PILImage.Transpose.TRANSVERSE,
     8: PILImage.Transpose.ROTATE_90,
 }
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class UnreadableImage(LearngeneError, OSError):
@@ -84,6 +86,21 @@ def read_image(value: Any, row: str) -> PILImage.Image:
         return open_image(value)
     except UnreadableImage as error:
         raise UnreadableImage(f"the image of {row} cannot be read ({error}): mend it or drop that row") from error
+
+
+def picture_files(folder: str | os.PathLike) -> list[Path]:
+    """The files of a folder, and of those in it, that are named as pictures are, by path; hidden ones are left out.
+
+    Raises:
+        LearngeneError: it is no folder, or has none.
+    """
+    if not os.path.isdir(folder):
+        raise LearngeneError(f"{os.fspath(folder)!r} is no folder: give one with pictures in it")
+    paths = (path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in PICTURE_SUFFIXES)
+    found = [path for path in paths if path.is_file() and not path.name.startswith(".")]
+    if not found:
+        raise LearngeneError(f"{os.fspath(folder)!r} has no pictures in it ({', '.join(PICTURE_SUFFIXES)})")
+    return found
 
 
 def stored_bytes(value: dict[str, Any]) -> bytes | None:

@@ -151,6 +151,11 @@ def processor_key(processor: Any) -> str:
     return described + json.dumps(state, sort_keys=True)
 
 
+def fingerprint_processor(processor: Any) -> str:
+    """Hash what a processor does: 32 hexadecimal digits."""
+    return hashlib.sha256(processor_key(processor).encode()).hexdigest()[:32]
+
+
 @dataclass
 class _Counts:
     """Rows seen and left out in one pass over a stream."""

@@ -6,6 +6,7 @@ from typing import Any
 from transformers.tokenization_utils_base import LARGE_INTEGER, BatchEncoding
 
 from ..errors import LearngeneError
+from .captions import check_length
 
 # By `model_type`, also of the model around the text encoder. What transformers' classes do with each text's states:
 # the state of the last position is read, padding or not, so that all texts are padded to one length, without a mask.
@@ -123,7 +124,12 @@ def encode_texts(
 
     Returns:
         the tokenizer's output: `input_ids` and, unless the encoder reads padding too, `attention_mask`.
+
+    Raises:
+        LearngeneError: a text has more than a million characters.
     """
+    for index, text in enumerate(texts):
+        check_length(text, f"row {index} of the texts")
     limit = longest_text(tokenizer, text_config, max_length)
     if pads_to_one_length(text_config):
         # The state of the last position is read, whatever stands there; asking for shorter texts leaves it there.

@@ -10,6 +10,7 @@ _MODULE_OF = {
     "evaluate_retrieval": "dual_encoders",
     "evaluate_zero_shot": "dual_encoders",
     "ImageTextRetrieval": "metrics",
+    "ClassificationAccuracy": "metrics",
     "ZeroShotClassification": "metrics",
     "compute_retrieval": "metrics",
     "retrieval_results": "metrics",

@@ -32,8 +32,8 @@ from .measuring import (
 )
 from .metrics import (
     CHUNK,
+    ClassificationAccuracy,
     ImageTextRetrieval,
-    ZeroShotClassification,
     as_matrix,
     classification_results,
     compute_retrieval,
@@ -48,8 +48,8 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 __all__ = [
     "DEFAULT_TEMPLATES",
     "LABEL_COLUMN_NAMES",
+    "ClassificationAccuracy",
     "ImageTextRetrieval",
-    "ZeroShotClassification",
     "class_embeddings",
     "compute_retrieval",
     "embed_images",
@@ -221,7 +221,7 @@ def evaluate_zero_shot(
         progress: show a progress bar over the images.
 
     Returns:
-        What `ZeroShotClassification` does.
+        What `ClassificationAccuracy` does.
 
     Raises:
         LearngeneError: on missing columns or class names, a row that is not labelled or whose label is none of them,

@@ -60,6 +60,8 @@ def load_classifier(model: str | os.PathLike, **hub_kwargs: Any) -> tuple[Any, A
     config = load_config(AutoConfig, name, "the model", **hub_kwargs)
     saved_as = getattr(config, "architectures", None)
     kind = str(saved_as[0]) if isinstance(saved_as, list) and saved_as else "model of unknown class"
+    auto: Any
+    part: Any
     if kind.endswith("ForImageClassification"):
         auto, part = AutoModelForImageClassification, AutoImageProcessor
     elif kind.endswith("ForSequenceClassification"):

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data import open_image, undecoded
+from ..data.captions import check_length
 from ..data.texts import check_tokenizer, text_config_of
 from ..errors import LearngeneError, first_line
 
@@ -46,6 +47,7 @@ def read_text(texts: Sequence[Any], index: int) -> str:
     """Return one of several texts, or name it in a `LearngeneError`."""
     if not isinstance(texts[index], str):
         raise LearngeneError(f"text {index} is {texts[index]!r}: give a string")
+    check_length(texts[index], f"text {index}")
     return texts[index]
 
 

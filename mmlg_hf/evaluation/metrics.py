@@ -109,7 +109,7 @@ def classification_results(ranks: Tensor, labels: Tensor, num_classes: int) -> d
 
 
 def score_results(scores: Any, labels: Any) -> dict[str, float]:
-    """Return what `ZeroShotClassification` does, of scores [N, C] and labels [N]."""
+    """Return what `ClassificationAccuracy` does, of scores [N, C] and labels [N]."""
     matrix = as_matrix(scores, "scores")
     if matrix.shape[1] < 2:
         raise LearngeneError("the scores are of one class: with nothing to tell apart there is no accuracy")
@@ -118,7 +118,7 @@ def score_results(scores: Any, labels: Any) -> dict[str, float]:
     return classification_results(label_ranks(matrix, numbers), numbers, matrix.shape[1])
 
 
-class ZeroShotClassification(evaluate.Metric):
+class ClassificationAccuracy(evaluate.Metric):
     """Top-1, top-5 and mean per-class accuracy of class scores, as an `evaluate` metric.
 
     `compute(predictions=scores [N, C], references=labels [N])`, or in batches by `add_batch`. Scores are similarities,
@@ -132,6 +132,9 @@ class ZeroShotClassification(evaluate.Metric):
 
     def _compute(self, *, predictions: Any, references: Any) -> dict[str, float]:
         return score_results(predictions, references)
+
+
+ZeroShotClassification = ClassificationAccuracy  # its first name, from when zero-shot was all it measured
 
 
 def retrieval_results(

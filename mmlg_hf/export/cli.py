@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import LearngeneError
+from ..shell.options import Revision, parse_size
 
 EXPORT_EPILOG = "Example: mmlg export mmlg-fashion-48 --depth 3 --width 96 --to onnx --int8 --output exported"
 COMPARE_EPILOG = "Example: mmlg compare mmlg-fashion-48@2x64 mmlg-fashion-48@3x96 mmlg-fashion-48@6x192 --output sizes"
@@ -26,14 +27,6 @@ class Format(str, Enum):
     openvino = "openvino"
 
 
-def parse_size(value: str) -> int | tuple[int, int]:
-    """Read a depth or width: one number, or VISION,TEXT."""
-    parts = value.split(",")
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise typer.BadParameter(f"{value!r} is neither a number nor a pair VISION,TEXT")
-    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
-
-
 def export(
     model: Annotated[
         str, typer.Argument(help="A model or gene: a Hub id, a folder, or a gene's name; a gene's size is NAME@3x96.")
@@ -41,6 +34,10 @@ def export(
     output: Annotated[Path, typer.Option(help="Folder to write; it must not exist, or be empty.")],
     to: Annotated[Format, typer.Option(help="What shall run the files.")] = Format.onnx,
     int8: Annotated[bool, typer.Option("--int8", help="Write files in int8 as well (ONNX).")] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Folder of pictures like those to come, for static int8.", show_default="dynamic int8"),
+    ] = None,
     whole: Annotated[
         bool, typer.Option("--whole", help="One file that compares pictures with texts, not one for each encoder.")
     ] = False,
@@ -57,9 +54,7 @@ def export(
         str | None, typer.Option(help="image or text: this encoder alone.", show_default="all that there is")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default="main")
-    ] = None,
+    revision: Revision = None,
 ) -> None:
     """Export a model to files that phones, browsers and servers run, and see that they compute the same."""
     from .exporting import EXPORT_FILE, export_model
@@ -76,6 +71,7 @@ def export(
         whole=whole,
         normalised=not raw,
         int8=int8,
+        calibration=calibration,
         **hub,
     )
     if as_json:

@@ -12,7 +12,7 @@ from ..errors import LearngeneError
 from ..saving import whole_folder, write_json
 from .card import write_card
 from .formats import check_format, open_file, versions_of, write_part, write_quantised
-from .inputs import Inputs
+from .inputs import Inputs, Pictures
 from .measures import time_model, time_part, verify
 from .parts import PICTURES, TEXTS, Part, parts_of_model
 from .sources import Source, load_exportable
@@ -32,6 +32,7 @@ def export_model(
     whole: bool = False,
     normalised: bool = True,
     int8: bool = False,
+    calibration: str | os.PathLike | None = None,
     **hub_kwargs: Any,
 ) -> dict[str, Any]:
     """Export a model to a folder, run the files against it, and time both.
@@ -46,6 +47,9 @@ def export_model(
         whole: write one file that compares pictures with texts, in place of one for each encoder.
         normalised: whether encoders return embeddings of length 1; False returns them as the model does.
         int8: also write files quantised to int8 (ONNX only).
+        calibration: with `int8`, a folder of 16 or more pictures like those that the model will meet: files that take
+            pictures are then quantised statically, with ranges of activations found on three in four of them, and
+            verified on the others. None, and files that take texts, quantise activations as they come.
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Returns:
@@ -57,13 +61,16 @@ def export_model(
     """
     chosen = check_format(to)
     if int8 and to != "onnx":
-        raise LearngeneError(f"int8 is onnxruntime's dynamic quantisation: it takes the format 'onnx', not {to!r}")
+        raise LearngeneError(f"int8 is onnxruntime's quantisation: it takes the format 'onnx', not {to!r}")
+    if calibration is not None and not int8:
+        raise LearngeneError("calibration is of int8 files: ask for int8 as well, or leave it out")
     check_empty(output)
     source = model if isinstance(model, Source) else load_exportable(model, depth, width, modality, **hub_kwargs)
     inputs = Inputs(source.model, source.processor)
     parts = parts_of_model(source.model, inputs, modality=modality, whole=whole, normalised=normalised)
+    pictures = None if calibration is None else _pictures(calibration, inputs, parts)
     with whole_folder(output) as folder:
-        files = [record for part in parts for record in _write(to, part, inputs, folder, int8)]
+        files = [record for part in parts for record in _write(to, part, inputs, folder, int8, pictures)]
         record = {
             "format": to,
             "library": chosen.library,
@@ -87,30 +94,46 @@ def check_empty(folder: str | os.PathLike) -> None:
         raise LearngeneError(f"{str(folder)!r} exists and is no empty folder: choose another, or remove it first")
 
 
-def _write(to: str, part: Part, inputs: Inputs, folder: Path, int8: bool) -> list[dict[str, Any]]:
+def _pictures(folder: str | os.PathLike, inputs: Inputs, parts: list[Part]) -> Pictures:
+    """Find the pictures to calibrate with, before anything is written."""
+    if not any(part.takes == (PICTURES,) for part in parts):
+        raise LearngeneError(
+            "calibration is of files that take pictures alone: "
+            + ("this model takes texts" if parts[0].takes == (TEXTS,) else "export each encoder by itself, not whole")
+        )
+    return Pictures(folder, inputs)
+
+
+def _write(
+    to: str, part: Part, inputs: Inputs, folder: Path, int8: bool, pictures: Pictures | None
+) -> list[dict[str, Any]]:
     """Write a part, and its int8 version if asked; return what `export.json` tells about each file."""
     sample = inputs.make(part.takes, 2)
     longest = inputs.longest_text if TEXTS in part.takes else None
     written = {"float32": write_part(to, part, sample, folder, longest)}
     if int8:
-        written["int8"] = write_quantised(part, sample, written["float32"][0])
+        pictures = pictures if part.takes == (PICTURES,) else None
+        written["int8"] = write_quantised(part, sample, written["float32"][0], pictures)
     milliseconds_torch = time_model(part, inputs)
     records = []
     for dtype, files in written.items():
         run = open_file(to, files[0], part)
+        own = pictures if dtype == "int8" else None
+        activations = {} if dtype != "int8" else {"activations": "dynamic" if own is None else "static"}
         records.append(
             {
                 "file": files[0].name,
                 "beside": [file.name for file in files[1:]],
                 "part": part.kind,
                 "weights": dtype,
+                **activations,
                 "inputs": [_about_tensor(name, part, sample[name]) for name in part.inputs],
                 "outputs": [_about_tensor(name, part, None) for name in part.outputs],
                 **part.about,
                 "megabytes": sum(file.stat().st_size for file in files) / 1e6,
                 "milliseconds": time_part(run, part, inputs),
                 "milliseconds_torch": milliseconds_torch,
-                **verify(run, part, inputs, dtype),
+                **verify(run, part, inputs, dtype, None if own is None else own.batches()),
             }
         )
     return records

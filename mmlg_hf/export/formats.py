@@ -3,7 +3,7 @@
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -101,17 +101,29 @@ def write_part(name: str, part: Part, sample: dict[str, Tensor], folder: Path, l
     return _save(name, program, folder / f"{part.stem}{FORMATS[name].suffix}")
 
 
-def write_quantised(part: Part, sample: dict[str, Tensor], float_file: Path) -> list[Path]:
-    """Write an ONNX file's int8 version beside it: matrices in int8, activations quantised as they come."""
+def write_quantised(
+    part: Part, sample: dict[str, Tensor], float_file: Path, calibration: Iterable[dict[str, Tensor]] | None = None
+) -> list[Path]:
+    """Write an ONNX file's int8 version beside it: matrices in int8, and what they are multiplied with.
+
+    Args:
+        calibration: inputs to find the ranges of activations with, once for all; None quantises them as they come.
+    """
     import onnx_ir
     from onnxruntime.quantization import QuantType
 
     exporters: Any = import_module("transformers.exporters")
-    config = exporters.OnnxRuntimeDynamicConfig(
-        op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True
-    )
+    settings: dict[str, Any] = {
+        "op_types_to_quantize": ["MatMul", "Gemm"],
+        "weight_type": QuantType.QInt8,
+        "per_channel": True,
+    }
+    if calibration is None:
+        config = exporters.OnnxRuntimeDynamicConfig(**settings)
+    else:
+        config = exporters.OnnxRuntimeStaticConfig(activation_type=QuantType.QUInt8, **settings)
     with silence():
-        quantizer = exporters.OnnxRuntimeQuantizer(config)
+        quantizer = exporters.OnnxRuntimeQuantizer(config, calibration_dataset=calibration)
         quantised = quantizer.quantize(onnx_ir.load(str(float_file)), sample, exporters.ExportFormat.ONNX)
     return _save("onnx", quantised, float_file.with_name(f"{part.stem}_int8.onnx"))
 

@@ -1,16 +1,63 @@
 """Inputs to export with, to verify with and to time: some always the same, others drawn at random."""
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data import open_image, picture_files
 from ..data.texts import encode_texts, longest_text, text_config_of
 from ..errors import LearngeneError
 from ..evaluation.measuring import image_inputs, part_of, tokenizer_for
 
 _TEXT = "a photo of some red shoes on white, beside two blue shirts and an old watch"
+# Pictures to calibrate with: fewer tell too little of what activations there are, more are not used.
+_FEWEST, _MOST = 16, 512
+
+
+class Pictures:
+    """A user's own pictures: three in four to calibrate static int8 with, the others to verify it with.
+
+    Args:
+        folder: of pictures like those that the model will meet.
+        inputs: makes a model's inputs.
+
+    Raises:
+        LearngeneError: it is no folder, or has fewer than 16 pictures.
+    """
+
+    def __init__(self, folder: Any, inputs: "Inputs"):
+        self.inputs = inputs
+        paths = picture_files(folder)
+        if len(paths) < _FEWEST:
+            raise LearngeneError(
+                f"{str(folder)!r} has {len(paths)} pictures: calibrating takes {_FEWEST} or more, like those that the "
+                "model will meet"
+            )
+        paths = [paths[index * len(paths) // min(len(paths), _MOST)] for index in range(min(len(paths), _MOST))]
+        self.held_out: Sequence[Path] = paths[3::4]
+        self.used: Sequence[Path] = [path for index, path in enumerate(paths) if index % 4 != 3]
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Inputs of one picture after the other, to calibrate with."""
+        return (self._pixels([path]) for path in self.used)
+
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """Inputs of the pictures that were held out, some at once."""
+        return (self._pixels(self.held_out[first : first + 8]) for first in range(0, len(self.held_out), 8))
+
+    def _pixels(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        pictures = []
+        for path in paths:
+            try:
+                pictures.append(open_image(path))
+            except LearngeneError as error:
+                raise LearngeneError(f"{str(path)!r} cannot be read as a picture: {error}") from error
+        image_processor = part_of(self.inputs.processor, "image_processor")
+        return {"pixel_values": image_inputs(image_processor, pictures, 0)["pixel_values"].float()}
 
 
 class Inputs:

@@ -1,7 +1,7 @@
 """Verifying a file against its model, and timing both."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
 
@@ -20,10 +20,13 @@ _PROBES: tuple[tuple[int, int | None], ...] = ((1, None), (4, None), (1, 0), (3,
 _TIMED_SECONDS, _MOST_RUNS, _LEAST_RUNS = 0.5, 60, 5
 
 
-def verify(run: Run, part: Part, inputs: Inputs, dtype: str) -> dict[str, Any]:
+def verify(
+    run: Run, part: Part, inputs: Inputs, dtype: str, batches: Iterable[dict[str, Tensor]] | None = None
+) -> dict[str, Any]:
     """Run a file and its model on fixed and on random inputs, of several numbers and lengths.
 
     Args:
+        batches: inputs to run in place of these: noise is not what static int8 was calibrated for.
         dtype: "float32" must be within `FLOAT_TOLERANCE`; "int8" of a cosine of at least `INT8_COSINE` in each row.
 
     Returns:
@@ -31,8 +34,7 @@ def verify(run: Run, part: Part, inputs: Inputs, dtype: str) -> dict[str, Any]:
         `least_cosine` over all rows of embeddings or class logits, and `verified`.
     """
     greatest, relative, cosine = 0.0, 0.0, 1.0
-    for count, seed in _PROBES:
-        made = inputs.make(part.takes, count, seed)
+    for made in batches or (inputs.make(part.takes, count, seed) for count, seed in _PROBES):
         with torch.no_grad():
             expected, found = part.module(**made), run(made)
         for name in part.outputs:
@@ -57,14 +59,19 @@ def _least_cosine(a: Tensor, b: Tensor) -> float:
     return torch.where((a == b).all(dim=-1), 1.0, torch.nan_to_num(alike, nan=-1.0)).min().item()
 
 
-def milliseconds(call: Callable[[], Any]) -> float:
-    """The median time of a call, in milliseconds, after two calls that do not count."""
+def milliseconds(call: Callable[[], Any], seconds: float | None = None) -> float:
+    """The median time of a call, in milliseconds, after two calls that do not count.
+
+    Args:
+        seconds: to go on calling for, beyond the fewest calls; None takes half a second.
+    """
+    seconds = _TIMED_SECONDS if seconds is None else seconds
     times: list[float] = []
     with torch.no_grad():
         for _ in range(2):
             call()
         start = time.perf_counter()
-        while len(times) < _LEAST_RUNS or (len(times) < _MOST_RUNS and time.perf_counter() - start < _TIMED_SECONDS):
+        while len(times) < _LEAST_RUNS or (len(times) < _MOST_RUNS and time.perf_counter() - start < seconds):
             before = time.perf_counter()
             call()
             times.append(time.perf_counter() - before)
@@ -77,7 +84,7 @@ def time_part(run: Run, part: Part, inputs: Inputs) -> float:
     return milliseconds(lambda: run(made))
 
 
-def time_model(part: Part, inputs: Inputs) -> float:
-    """The same of the model in torch."""
+def time_model(part: Part, inputs: Inputs, seconds: float | None = None) -> float:
+    """The same of the model in torch; `seconds` as of `milliseconds`."""
     made = inputs.make(part.takes, 1)
-    return milliseconds(lambda: part.module(**made))
+    return milliseconds(lambda: part.module(**made), seconds)

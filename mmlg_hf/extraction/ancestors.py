@@ -28,28 +28,25 @@ from ..checkpoints import AutoImageProcessor, check_finite, load_config, load_mo
 from ..configuration_learngene import LearngeneConfig
 from ..errors import LearngeneError, first_line
 from ..expansion import TOKEN_EMBEDDING, TOKEN_PROJECTION, factor_table, take_slice
-from ..families import FAMILIES, family_of, why_refused
-from ..modeling_learngene import LearngeneMixin, encoder_sizes
+from ..families import encoders_of, family_of, why_refused
+from ..modeling_encoders import encoder_sizes
+from ..modeling_learngene import LearngeneMixin
 from .open_clip import is_open_clip, load_open_clip, load_open_clip_processor
 
 # What is distilled of an ancestor; the columns that carry it beside the data.
 EMBEDDING_COLUMNS = ("ancestor_image_embeds", "ancestor_text_embeds")
+FEATURE_COLUMNS = ("ancestor_class_token", "ancestor_mean_patch")
 LOGITS_COLUMN = "ancestor_logits"
-
 
 # The classes that can be loaded, by name; the first of a model type is what a config without a class means.
 ANCESTORS: dict[str, type[PreTrainedModel]] = {
     cls.__name__: cls
     for cls in (
-        *(CLIPModel, CLIPForImageClassification, MetaClip2Model, MetaClip2ForImageClassification, SiglipModel),
-        *(ViTModel, ViTForImageClassification, Dinov2Model, Dinov2ForImageClassification),
+        *(CLIPModel, MetaClip2Model, SiglipModel, ViTModel, Dinov2Model),
+        *(CLIPForImageClassification, MetaClip2ForImageClassification),
+        *(ViTForImageClassification, Dinov2ForImageClassification),
     )
 }
-# Those of them that a gene can be extracted from.
-EXTRACTED = (
-    *("CLIPModel", "MetaClip2Model", "SiglipModel"),
-    *("CLIPForImageClassification", "MetaClip2ForImageClassification", "ViTForImageClassification"),
-)
 # What a bare ViT holds beside what its features are read from.
 _NO_FEATURES = ("pooler.", "embeddings.mask_token")
 
@@ -85,20 +82,13 @@ def load_ancestor_processor(ancestor: PreTrainedModel) -> Any:
         raise LearngeneError("the ancestor is a model in memory that was loaded from nowhere: pass processor=")
     if _is_open_clip(name, commit):
         return load_open_clip_processor(name, revision=commit)
-    auto: Any = AutoProcessor if hasattr(ancestor, "text_model") else AutoImageProcessor
+    auto: Any = AutoProcessor if reads_texts(ancestor) else AutoImageProcessor
     try:
         return auto.from_pretrained(name, revision=commit)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise LearngeneError(
             f"the ancestor {name!r} has no processor stored with it ({first_line(error)}): pass processor="
         ) from error
-
-
-def check_extracted(ancestor: PreTrainedModel) -> None:
-    """Refuse an ancestor that can be loaded, but not be extracted from."""
-    kind = type(ancestor).__name__
-    if kind not in EXTRACTED:
-        raise LearngeneError(f"the ancestor is a {kind}, which no gene comes from yet: give a {_listed(EXTRACTED)}")
 
 
 def _load_stored(name: str, revision: str | None) -> PreTrainedModel:
@@ -127,7 +117,7 @@ def _refuse(told: str, config: Any) -> NoReturn:
     reason = why_refused(config)
     raise LearngeneError(
         f"the ancestor {told}, which no gene comes from{f': {reason}' if reason else ''}. Give a "
-        f"{_listed(EXTRACTED)}, or an open_clip model"
+        f"{_listed(ANCESTORS)}, or an open_clip model"
     )
 
 
@@ -196,8 +186,20 @@ def _own_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def is_classifier(ancestor: PreTrainedModel) -> bool:
-    """Say whether the ancestor is an image classifier, which gives an image gene (TLEG)."""
+    """Say whether the ancestor is an image classifier, which gives an image gene by its logits (TLEG)."""
     return hasattr(ancestor, "classifier")
+
+
+def reads_texts(ancestor: PreTrainedModel) -> bool:
+    """Say whether the ancestor has a text side; without one its gene is an image gene."""
+    return hasattr(ancestor, "text_model")
+
+
+def output_columns(ancestor: PreTrainedModel) -> tuple[str, ...]:
+    """The names of what is distilled of an ancestor."""
+    if is_classifier(ancestor):
+        return (LOGITS_COLUMN,)
+    return EMBEDDING_COLUMNS if reads_texts(ancestor) else FEATURE_COLUMNS
 
 
 def describe_ancestor(ancestor: PreTrainedModel, parameters: int) -> dict[str, Any]:
@@ -233,9 +235,9 @@ def gene_config(
         token_embedding_rank: None, or the text encoder's width or more, stores the token embedding whole.
     """
     config = ancestor.config
-    family = family_of(config) or FAMILIES["clip"]  # a ViT's image gene grows CLIP's image encoders
+    family: Any = family_of(config)
     shared: dict[str, Any] = {"num_unimodal_blocks": num_unimodal_blocks, "mixing": mixing, "family": family.name}
-    if not is_classifier(ancestor):
+    if reads_texts(ancestor):
         shared |= {"text_config": config.text_config.to_dict(), "vision_config": config.vision_config.to_dict()}
         shared |= {"num_multimodal_blocks": num_multimodal_blocks}
         if not family.embeds_at_width:
@@ -246,59 +248,56 @@ def gene_config(
                 f"num_multimodal_blocks is {num_multimodal_blocks}, but a {type(ancestor).__name__} has no text side "
                 "to share blocks with: set num_multimodal_blocks=0 (TLEG: num_unimodal_blocks=2)"
             )
-        shared |= {"vision_config": _vision_config(config), "num_multimodal_blocks": 0}
-        shared |= {"id2label": config.id2label, "label2id": config.label2id}
+        shared |= {"vision_config": encoders_of(config)["image"].to_dict(), "num_multimodal_blocks": 0}
+        labelled = is_classifier(ancestor)
+        shared |= {name: getattr(config, name) if labelled else {} for name in ("id2label", "label2id")}
     if depth is not None or width is not None:
-        modality = "image" if is_classifier(ancestor) else "multimodal"
-        smaller = LearngeneConfig(**shared).descendant_config(depth, width, modality)
-        shared["vision_config"] = smaller.vision_config.to_dict()
+        modality = "multimodal" if reads_texts(ancestor) else "image"
+        smaller = encoders_of(LearngeneConfig(**shared).descendant_config(depth, width, modality))
+        shared["vision_config"] = smaller["image"].to_dict()
         if "text_config" in shared:
-            shared["text_config"] = smaller.text_config.to_dict()
+            shared["text_config"] = smaller["text"].to_dict()
     if token_embedding_rank is not None and "text_config" in shared:
         width = shared["text_config"]["hidden_size"]
         shared["token_embedding_rank"] = token_embedding_rank if token_embedding_rank < width else None
     return LearngeneConfig(**shared)
 
 
-def _vision_config(config: Any) -> dict[str, Any]:
-    """Read CLIP's vision config off an image classifier's; a ViT's fields have the same names."""
-    if hasattr(config, "vision_config"):
-        return config.vision_config.to_dict()
-    fields = (
-        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
-        "patch_size", "layer_norm_eps",
-    )  # fmt: skip
-    return {name: getattr(config, name) for name in fields} | {"hidden_act": config.hidden_act}
-
-
 @torch.no_grad()
 def copy_outer_weights(gene: Any, ancestor: PreTrainedModel) -> None:
-    """Start everything that is no encoder layer from the ancestor's: leading slices where the gene is narrower.
-
-    A ViT keeps its embeddings elsewhere and is left out: its gene starts from scratch, as in TLEG.
-    """
-    own, theirs = dict(gene.named_parameters()), dict(ancestor.named_parameters())
+    """Start everything that is no encoder layer from the ancestor's: leading slices where the gene is narrower."""
+    own, theirs, kin = dict(gene.named_parameters()), dict(ancestor.named_parameters()), gene.config.kin
     for modality, config in gene.config.encoder_configs.items():
-        for name, axes in gene.config.kin.outer[modality].items():
-            if name in own and name in theirs:
-                weight = take_slice(theirs[name], axes, encoder_sizes(config))
+        for name, axes in kin.outer[modality].items():
+            their_name = kin.name_in(type(ancestor), name)
+            if name in own and their_name in theirs:
+                weight = take_slice(theirs[their_name], axes, encoder_sizes(config))
                 if name == TOKEN_EMBEDDING and TOKEN_PROJECTION in own:
                     weight, projection = factor_table(weight, own[name].shape[1])
                     own[TOKEN_PROJECTION].copy_(projection)
                 own[name].copy_(weight)
-    for name in gene.config.kin.whole:
+    for name in kin.whole:
         if name in own and name in theirs:
             own[name].copy_(theirs[name])
 
 
 @torch.no_grad()
 def ancestor_outputs(ancestor: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
-    """Return what the ancestor says of a batch: normalised embeddings [B, D] of both sides, or logits [B, labels]."""
+    """Return what the ancestor says of a batch, by `output_columns`.
+
+    Logits [B, labels] of a classifier; of others normalised rows [B, D]: the embeddings of both sides, or of a ViT
+    the class token and the mean of the patches.
+    """
+    pixels = inputs["pixel_values"].to(ancestor.dtype)
     if is_classifier(ancestor):
-        return {LOGITS_COLUMN: ancestor(pixel_values=inputs["pixel_values"]).logits.float()}
+        return {LOGITS_COLUMN: ancestor(pixel_values=pixels).logits.float()}
+    if not reads_texts(ancestor):
+        tokens = ancestor(pixel_values=pixels).last_hidden_state.float()  # [B, 1 + patches, D]
+        features = (tokens[:, 0], tokens[:, 1:].mean(1))
+        return {name: F.normalize(f, dim=-1) for name, f in zip(FEATURE_COLUMNS, features, strict=True)}
     text = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
     embeds = (
-        ancestor.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output,
+        ancestor.get_image_features(pixel_values=pixels).pooler_output,
         ancestor.get_text_features(**text).pooler_output,
     )
     return {name: F.normalize(e.float(), dim=-1) for name, e in zip(EMBEDDING_COLUMNS, embeds, strict=True)}

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..errors import LearngeneError, first_line
+from ..gene_files import read_dtype
 
 # Optimizers that choose their parameters or take steps in ways that none can stand beside.
 _ALONE = ("galore", "apollo", "lomo", "adalomo", "schedule_free")
@@ -91,6 +92,13 @@ class ExtractionArguments(TrainingArguments):
     ancestor_cache_dir: str | None = field(
         default=None, metadata={"help": "folder of the kept outputs; None takes output_dir/ancestor_outputs"}
     )
+    ancestor_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": 'type that the ancestor computes its outputs in, such as "bfloat16" on a GPU; its weights are '
+            "read into the gene as they are. None takes that of its weights"
+        },
+    )
     trim_vocabulary: bool = field(
         default=False,
         metadata={"help": "keep only the tokens that the data uses; a stream is read once for them first"},
@@ -121,6 +129,8 @@ class ExtractionArguments(TrainingArguments):
             raise LearngeneError(first_line(error)) from error
         if self.initialisation not in ("random", "fitted"):
             raise LearngeneError(f'initialisation is {self.initialisation!r}: it takes "random" or "fitted"')
+        if read_dtype(self.ancestor_dtype) == "auto":
+            raise LearngeneError("ancestor_dtype is 'auto': name a type, such as \"bfloat16\", or leave it out")
         if self.affinity_weight + self.feature_weight + self.contrastive_weight == 0:
             raise LearngeneError("all loss weights are 0: give affinity_weight, feature_weight or contrastive_weight")
         if self.muon_learning_rate:

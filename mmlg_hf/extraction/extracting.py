@@ -1,34 +1,36 @@
 """`extract_learngene`: from a CLIP and image-text data to a gene, by a subclass of the transformers Trainer."""
 
+import copy
 import os
 import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from datasets import IterableDataset
 from PIL import Image
-from transformers import PreTrainedModel, set_seed
+from transformers import Dinov2ForImageClassification, Dinov2Model, PreTrainedModel, set_seed
 
 from ..configuration_learngene import LearngeneConfig
 from ..data import PictureRows, Pixels, find_columns, load_image_text, read_rows
 from ..data.identity import fingerprint_model
 from ..data.texts import check_tokenizer, longest_text
 from ..errors import LearngeneError, first_line
-from ..families import family_of
-from ..modeling_learngene import LearngeneForImageClassification, LearngeneMixin, LearngeneModel
+from ..families import encoders_of
+from ..gene_files import read_dtype
+from ..modeling_learngene import LearngeneMixin, class_of_gene
 from ..saving import check_writable
 from ..training.batches import check_rows
+from ..training.resuming import output_of
 from ..training.trainer import ImageTextCollator
 from .ancestors import (
-    check_extracted,
     copy_outer_weights,
     describe_ancestor,
     gene_config,
     is_classifier,
     load_ancestor,
     load_ancestor_processor,
+    reads_texts,
 )
 from .arguments import ExtractionArguments
 from .context import shorten_context
@@ -37,6 +39,7 @@ from .outputs import cache_ancestor_outputs
 from .rotation import TURNED, rotate_channels
 from .runs import WriteRun, describe_run, find_checkpoint, recipe
 from .trainer import AncestorCollator, ExtractionTrainer
+from .vit import stock_vit
 from .vocabulary import read_corpus, trim_embedding, trim_tokenizer
 
 __all__ = ["ExtractionArguments", "extract_learngene"]
@@ -52,7 +55,7 @@ def extract_learngene(
     revision: str | None = None,
     resume_from_checkpoint: str | bool | None = None,
 ) -> LearngeneMixin:
-    """Extract a learngene from a CLIP (MM-LG, arXiv 2506.16673), or from an image classifier (TLEG, arXiv 2312.05614).
+    """Extract a learngene from a CLIP (MM-LG, arXiv 2506.16673), or from a ViT or image classifier (TLEG, 2312.05614).
 
     The gene is trained as an auxiliary model that imitates its frozen ancestor, at its own size and, with
     `args.elastic`, at smaller depths and widths in the same step.
@@ -61,10 +64,12 @@ def extract_learngene(
         ancestor: a Hub id, a folder or a stock model: `CLIPModel` (or an open_clip model's id or
             folder) and `MetaClip2Model` give a `LearngeneModel`,
             `SiglipModel` (SigLIP, and SigLIP 2 of a fixed resolution) a `LearngeneSiglipModel`;
-            `CLIPForImageClassification`, `MetaClip2ForImageClassification` and `ViTForImageClassification` give a
-            `LearngeneForImageClassification`.
-        dataset: a Hub id, a folder, a `Dataset` or an `IterableDataset` with an image column and, for a CLIP, a text
-            column. Images are used as they are, without augmentation.
+            `ViTModel` and `Dinov2Model` give an image gene, a `LearngeneViTModel`, and the classifiers
+            `ViTForImageClassification` and `Dinov2ForImageClassification` a `LearngeneViTForImageClassification`,
+            `CLIPForImageClassification` and `MetaClip2ForImageClassification` a `LearngeneForImageClassification`. A
+            DINOv2 is taken for pictures of the size that the processor makes.
+        dataset: a Hub id, a folder, a `Dataset` or an `IterableDataset` with an image column and, unless it is for an
+            image gene, a text column. Images are used as they are, without augmentation.
         args: None takes `ExtractionArguments("learngene")`.
         processor: None takes the one stored with the ancestor.
         eval_dataset: like `dataset`, of one split, for the Trainer's evaluation; None evaluates nothing.
@@ -79,26 +84,30 @@ def extract_learngene(
         was made.
 
     Raises:
-        LearngeneError: for an ancestor that is no CLIP or lacks weights, a processor that is not its own, data without
-            the columns, with fewer rows than a batch or with an unreadable image, or another run to go on with.
+        LearngeneError: for an ancestor of no such class or that lacks weights, a processor that is not its own, data
+            without the columns, with fewer rows than a batch or with an unreadable image, or another run to go on
+            with.
     """
     args = args if args is not None else ExtractionArguments("learngene")
     if not isinstance(args, ExtractionArguments):
         raise LearngeneError(f"args is a {type(args).__name__}: give ExtractionArguments")
-    check_writable(args.output_dir)
-    model = load_ancestor(ancestor, revision)
-    check_extracted(model)
-    described = describe_ancestor(model, model.num_parameters())
-    processor = processor if processor is not None else load_ancestor_processor(model)
+    output = output_of(args)
+    check_writable(output)
+    imitated: Any = load_ancestor(ancestor, revision)
+    _check_losses(imitated, args)
+    described, fingerprint = describe_ancestor(imitated, imitated.num_parameters()), fingerprint_model(imitated)
+    processor = processor if processor is not None else load_ancestor_processor(imitated)
+    model = stock_vit(imitated, _dinov2_size(processor, imitated))
+    imitated = imitated if is_classifier(imitated) else model
     _check_processor(processor, model, args)
     if args.max_text_length is not None:
         processor = _shorten(model, processor, args.max_text_length)
     _gene_config(model, args)  # refuses what no gene can be, before the data are read
     data, evaluation = _load(dataset, eval_dataset, args)
-    columns = None if is_classifier(model) else find_columns(data, args.image_column, args.text_column)
-    run = describe_run(args, fingerprint_model(model), data, columns, processor)
+    columns = None if not reads_texts(model) else find_columns(data, args.image_column, args.text_column)
+    run = describe_run(args, fingerprint, data, columns, processor)
     checkpoint = find_checkpoint(args, run, resume_from_checkpoint)
-    if args.trim_vocabulary and not is_classifier(model):
+    if args.trim_vocabulary and reads_texts(model):
         processor = _trim(model, processor, data, args)
 
     collator = _collator(processor, model)
@@ -109,17 +118,22 @@ def extract_learngene(
         check_rows(evaluation, args.eval_batch_size, args.world_size, "evaluation")
     set_seed(args.seed)
     started = time.monotonic()  # the rotation, the fit and the ancestor's outputs are part of the price
-    gene, model, turned = _make_gene(model, args, train, collator)
+    gene, turned_model, turned = _make_gene(model, args, train, collator)
+    # Embeddings as large as the encoder is wide are turned, too.
+    imitated = turned_model if gene.config.kin.embeds_at_width else imitated
+    if args.ancestor_dtype is not None:  # a copy: the caller's model stays as it is
+        imitated = copy.deepcopy(imitated).to(read_dtype(args.ancestor_dtype))
+    imitated = imitated.to(args.device)
     gene.config.ancestor, gene.processor = described, processor
     if args.cache_ancestor and isinstance(train, PictureRows):
-        folder = args.ancestor_cache_dir or Path(args.output_dir, "ancestor_outputs")
+        folder = args.ancestor_cache_dir or output / "ancestor_outputs"
         workers = args.dataloader_num_workers
-        train = cache_ancestor_outputs(model.to(args.device), train, collator, processor, folder, num_workers=workers)
+        train = cache_ancestor_outputs(imitated, train, collator, processor, folder, num_workers=workers)
 
     trainer = ExtractionTrainer(
         gene,
         args,
-        ancestor=model.to(args.device),
+        ancestor=imitated,
         data_collator=collator,
         train_dataset=train,
         eval_dataset=evaluation,
@@ -130,7 +144,7 @@ def extract_learngene(
         raise LearngeneError("the data gave no complete batch: nothing was trained, so lower the batch size")
     gene.config.recipe = recipe(args, dataset, train, result, trainer.state, time.monotonic() - started)
     gene.config.recipe["turned"] = {modality: round(cosine, 4) for modality, cosine in turned.items()}
-    trainer.save_model(args.output_dir)
+    trainer.save_model(str(output))
     return gene.eval()
 
 
@@ -142,36 +156,70 @@ def _load(dataset: Any, eval_dataset: Any, args: ExtractionArguments) -> tuple[A
             raise LearngeneError("the data is a stream, whose length nobody knows: set max_steps")
         if next(iter(data), None) is None:
             raise LearngeneError("the dataset is empty (a stream without rows): there is nothing to train on")
-    evaluates = getattr(args.eval_strategy, "value", args.eval_strategy) != "no"
+    strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
+    evaluates = strategy != "no"
     if eval_dataset is None or not evaluates:
         if evaluates:
-            raise LearngeneError(f"eval_strategy is {args.eval_strategy.value!r}, but there is no eval_dataset")
+            raise LearngeneError(f"eval_strategy is {strategy!r}, but there is no eval_dataset")
         return data, None
     if isinstance(eval_dataset, Mapping) and len(eval_dataset) != 1:
         raise LearngeneError(f"eval_dataset has the splits {', '.join(map(str, eval_dataset))}: give one of them")
     return data, load_image_text(eval_dataset, None)
 
 
+def _check_losses(ancestor: Any, args: ExtractionArguments) -> None:
+    """Refuse a classifier without labels, and losses between pictures and texts where there are no texts."""
+    if is_classifier(ancestor) and not ancestor.config.num_labels:
+        raise LearngeneError(f"the {type(ancestor).__name__} has no labels (its id2label is empty): give its encoder")
+    given = [name for name in ("affinity_weight", "contrastive_weight") if getattr(args, name)]
+    if not reads_texts(ancestor) and not is_classifier(ancestor) and (given or not args.feature_weight):
+        told = f"{given[0]} is {getattr(args, given[0])}" if given else "feature_weight is 0"
+        raise LearngeneError(
+            f"{told}, but a {type(ancestor).__name__} reads no texts: its gene learns its features alone, by a "
+            "feature_weight above 0"
+        )
+
+
+def _made_picture(processor: Any, width: int, height: int) -> Any:
+    """The pixels [1, C, H, W] that a processor makes of a picture of a size."""
+    image_processor = getattr(processor, "image_processor", processor)
+    try:
+        return image_processor(images=[Image.new("RGB", (width, height))], return_tensors="np")["pixel_values"]
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise LearngeneError(
+            f"the processor, a {type(processor).__name__}, cannot process a picture ({first_line(error)})"
+        ) from error
+
+
+def _dinov2_size(processor: Any, ancestor: Any) -> int | None:
+    """The side of the pictures that a processor makes for a DINOv2, which takes any; None for other ancestors."""
+    if not isinstance(ancestor, (Dinov2Model, Dinov2ForImageClassification)):
+        return None
+    config: Any = ancestor.config
+    size, patch = config.image_size, config.patch_size
+    height, width = _made_picture(processor, size, size).shape[2:]
+    if height != width or height % patch:
+        raise LearngeneError(
+            f"the processor makes pictures of {height} x {width} pixels: a gene of a {type(ancestor).__name__} takes "
+            f"square ones, their side a multiple of its patches' {patch}"
+        )
+    return height
+
+
 def _check_processor(processor: Any, ancestor: Any, args: ExtractionArguments) -> None:
     """Refuse a processor whose images or texts are not what the ancestor takes."""
-    if not is_classifier(ancestor):
+    if reads_texts(ancestor):
         ImageTextCollator(processor)  # says which part is missing
         tokenizer, text_config = processor.tokenizer, ancestor.config.text_config
         check_tokenizer(tokenizer, text_config)
         longest, marks = longest_text(tokenizer, text_config, args.max_length), tokenizer.num_special_tokens_to_add()
         if longest is not None and longest <= marks:
             raise LearngeneError(f"max_length is {longest}, but {marks} tokens of each text are marks: raise it")
-    config = getattr(ancestor.config, "vision_config", ancestor.config)
+    config = encoders_of(ancestor.config)["image"]
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else tuple(size)
-    image_processor = getattr(processor, "image_processor", processor)
-    try:
-        # A picture of the right size: a processor that does not resize takes pictures that were made so.
-        pixels = image_processor(images=[Image.new("RGB", (width, height))], return_tensors="np")["pixel_values"]
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise LearngeneError(
-            f"the processor, a {type(processor).__name__}, cannot process a picture ({first_line(error)})"
-        ) from error
+    # A picture of the right size: a processor that does not resize takes pictures that were made so.
+    pixels = _made_picture(processor, width, height)
     if pixels.shape[1:] != (config.num_channels, height, width):
         raise LearngeneError(
             f"the processor makes pictures {list(pixels.shape[1:])}, the ancestor takes "
@@ -181,7 +229,7 @@ def _check_processor(processor: Any, ancestor: Any, args: ExtractionArguments) -
 
 def _shorten(ancestor: Any, processor: Any, length: int) -> Any:
     """Cut the ancestor's context in memory and return a processor to match."""
-    if is_classifier(ancestor):
+    if not reads_texts(ancestor):
         raise LearngeneError(
             f"max_text_length is {length}, but a {type(ancestor).__name__} reads no texts: leave it out"
         )
@@ -201,11 +249,11 @@ def _with_tokenizer(processor: Any, tokenizer: Any) -> Any:
 
 
 def _gene_config(ancestor: Any, args: ExtractionArguments) -> LearngeneConfig:
-    unimodal, multimodal = (2, 0) if is_classifier(ancestor) else (1, 1)
+    unimodal, multimodal = (1, 1) if reads_texts(ancestor) else (2, 0)
     multimodal = multimodal if args.num_multimodal_blocks is None else args.num_multimodal_blocks
     unimodal = unimodal if args.num_unimodal_blocks is None else args.num_unimodal_blocks
     rank = args.token_embedding_rank
-    if rank is None and not is_classifier(ancestor):
+    if rank is None and reads_texts(ancestor):
         rank = max(ancestor.config.text_config.hidden_size // 4, 1)
     return gene_config(
         ancestor,
@@ -236,37 +284,34 @@ class _Batches(Sequence):
 
 def _make_gene(
     ancestor: Any, args: ExtractionArguments, data: Any, collator: AncestorCollator
-) -> tuple[Any, PreTrainedModel, dict[str, float]]:
+) -> tuple[Any, Any, dict[str, float]]:
     """Build the gene and start it from its ancestor, turned first where that is asked for.
 
     Returns:
-        the gene; the model that it is to imitate: of a SigLIP the turned one, whose embeddings are turned too; and
-        what turning kept, see `rotate_channels`.
+        the gene; the ancestor that it was made from, turned where that was asked for; and what turning kept, see
+        `rotate_channels`.
     """
     turned: dict[str, float] = {}
-    imitated = ancestor
-    family = family_of(ancestor.config)
-    if args.rotate and not is_classifier(ancestor) and family is not None and family.name in TURNED:
+    if args.rotate and type(ancestor).__name__ in TURNED:
         rows = list(islice(data, args.rotation_rows))
         if not rows:
             raise LearngeneError("the dataset gives no rows: there is nothing to train on")
         ancestor, turned = rotate_channels(ancestor, _Batches(rows, collator))
-        imitated = ancestor if family.embeds_at_width else imitated
     config = _gene_config(ancestor, args)
     # True says what older genes say: both are turned.
     config.scale_norms = len(turned) == 2 or sorted(turned) or False
-    gene: Any = (LearngeneForImageClassification if is_classifier(ancestor) else LearngeneModel)(config)
+    gene: Any = class_of_gene(config)(config)
     copy_outer_weights(gene, ancestor)
-    if args.initialisation == "fitted" and args.gene_width is None and hasattr(ancestor, "vision_model"):
+    if args.initialisation == "fitted" and args.gene_width is None:
         fit_gene(gene, ancestor)
-    if not is_classifier(ancestor) and not args.contrastive_weight:
+    if reads_texts(ancestor) and not args.contrastive_weight:
         for name in config.kin.whole:  # no loss reaches the scale of the logits: it stays the ancestor's
             getattr(gene, name).requires_grad_(False)
-    return gene, imitated, turned
+    return gene, ancestor, turned
 
 
 def _collator(processor: Any, ancestor: Any) -> AncestorCollator:
-    if is_classifier(ancestor):
+    if not reads_texts(ancestor):
         return AncestorCollator(None, Pixels(getattr(processor, "image_processor", processor)))
     return AncestorCollator(ImageTextCollator(processor, text_config=ancestor.config.text_config).deferred())
 
@@ -274,7 +319,7 @@ def _collator(processor: Any, ancestor: Any) -> AncestorCollator:
 def _process(data: Any, ancestor: Any, processor: Any, args: ExtractionArguments) -> PictureRows | IterableDataset:
     common: dict[str, Any] = {"image_column": args.image_column, "on_bad_image": args.on_bad_image}
     with args.main_process_first(desc="processing"):
-        if is_classifier(ancestor):
+        if not reads_texts(ancestor):
             return read_rows(data, processor, of_pairs=False, **common)
         texts: dict[str, Any] = {"text_column": args.text_column, "max_length": args.max_length}
         return read_rows(data, processor, text_config=ancestor.config.text_config, **texts, **common)

@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..expansion import LAYER_AXES, expand_layers, take_slice
+from ..families import ENCODERS, FAMILIES, Family
 
 Layers = dict[str, Tensor]  # by layer parameter, [depth, ...]
 
@@ -20,10 +21,19 @@ _HEAD_ROWS = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v
 _HEAD_BIASES = ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
 
 
-def stack_layers(encoder: Any) -> Layers:
-    """Stack the parameters of a CLIP encoder's layers, each [depth, ...]."""
-    states = [dict(layer.named_parameters()) for layer in encoder.layers]
-    return {name: torch.stack([state[name].detach().float() for state in states]) for name in LAYER_AXES}
+def stack_layers(encoder: Any, family: Family = FAMILIES["clip"]) -> Layers:
+    """Stack the parameters of an encoder's layers, each [depth, ...]; of a bias that is not there, zeros."""
+    stacked = {}
+    for name in LAYER_AXES:
+        owner, kind = family.in_layer(name).rsplit(".", 1)
+        modules = [layer.get_submodule(owner) for layer in encoder.layers]
+        weights = [getattr(module, kind) for module in modules]
+        weights = [
+            module.weight.new_zeros(len(module.weight)) if weight is None else weight
+            for module, weight in zip(modules, weights, strict=True)
+        ]
+        stacked[name] = torch.stack([weight.detach().float() for weight in weights])
+    return stacked
 
 
 def unit_features(layers: Layers, head_size: int) -> tuple[Tensor, Tensor]:
@@ -142,15 +152,16 @@ def fit_gene(gene: Any, ancestor: Any, iterations: int = 3) -> dict[str, float]:
     Args:
         gene: a gene whose encoders have the ancestor's widths; depths may differ from the ancestor's only if the gene
             is to be fitted at the ancestor's own positions l/L, which is what happens.
-        ancestor: the stock model.
+        ancestor: the stock model; of its family.
         iterations: rounds of matching heads and neurons; 0 fits the layers as they are.
 
     Returns:
         the share of the layers' squared norm that the fit leaves unexplained, by modality.
     """
     config = gene.config
-    encoders = {"image": "vision_model", "text": "text_model"}
-    layers = {m: stack_layers(getattr(ancestor, encoders[m]).encoder) for m in config.encoder_configs}
+    kin = config.kin
+    paths = {m: kin.name_in(type(ancestor), f"{ENCODERS[m]}.{kin.layers}") for m in config.encoder_configs}
+    layers = {m: stack_layers(ancestor.get_submodule(path.rpartition(".")[0]), kin) for m, path in paths.items()}
     heads = {m: c.hidden_size // c.num_attention_heads for m, c in config.encoder_configs.items()}
     sizes = {m: {"hidden": c.hidden_size, "mlp": c.intermediate_size} for m, c in config.encoder_configs.items()}
     depths = {m: len(stack["mlp.fc1.bias"]) for m, stack in layers.items()}

@@ -24,7 +24,6 @@ from ..errors import LearngeneError
 
 logger = logging.get_logger(__name__)
 
-TURNED = ("clip", "metaclip_2", "siglip")  # the families whose ancestors an extraction turns
 # A turned encoder must keep this much of its embeddings; only the norm before an image encoder's layers loses any.
 LEAST_COSINE = 0.99
 
@@ -104,6 +103,10 @@ _STREAMS: dict[str, dict[str, _Stream]] = {
 }
 
 
+# The classes of ancestors that can be turned.
+TURNED = tuple(_STREAMS)
+
+
 @dataclass(frozen=True)
 class _Embedding:
     """What writes into the embedding of both modalities, and what reads it again before it is given out."""
@@ -151,7 +154,7 @@ def rotate_channels(
     """
     family = type(ancestor).__name__
     if family not in _STREAMS:
-        raise LearngeneError(f"a {family} cannot be turned: give one of {', '.join(_STREAMS)}")
+        raise LearngeneError(f"a {family} cannot be turned: give one of {', '.join(TURNED)}")
     model = deepcopy(ancestor).eval()
     streams = _STREAMS[family]
     moments = _read_moments(model, streams, batches)

@@ -1,6 +1,5 @@
 """What a run of an extraction is known by, how it is gone on with, and the recipe that its gene carries."""
 
-import hashlib
 import json
 import os
 import platform
@@ -14,11 +13,11 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
-from ..data import processor_key
+from ..data import fingerprint_processor
 from ..data.identity import PROCESSING_VERSION, check_same_run, fingerprint_data
 from ..errors import LearngeneError, first_line
 from ..saving import write_json
-from ..training.resuming import STATE_FILE, is_complete, last_checkpoint
+from ..training.resuming import STATE_FILE, is_complete, last_checkpoint, output_of
 from .ancestors import public_name
 from .arguments import ExtractionArguments
 
@@ -55,7 +54,7 @@ def describe_run(
         "ancestor": ancestor,
         "columns": list(columns) if columns is not None else args.image_column,
         "data": fingerprint_data(data, columns),
-        "processor": hashlib.sha256(processor_key(processor).encode()).hexdigest()[:32],
+        "processor": fingerprint_processor(processor),
         "processing": PROCESSING_VERSION,
         "batch_size": args.train_batch_size * args.world_size,
         **{name: getattr(value, "value", value) for name, value in settings.items()},
@@ -96,7 +95,7 @@ def find_checkpoint(
     Raises:
         LearngeneError: there is nothing to go on with, it is another run, or is longer already than asked for.
     """
-    output = Path(args.output_dir)
+    output = output_of(args)
     checkpoint: Path | None = None
     if resume is True:
         last = last_checkpoint(output)

@@ -16,11 +16,19 @@ from ..training.losses import (
     feature_distillation_loss,
     soft_distillation_loss,
 )
-from ..training.optimizers import MuonFactory, is_decayed
+from ..training.optimizers import is_decayed, with_muon
 from ..training.trainer import ImageTextCollator, _ClampLogitScale
-from .ancestors import EMBEDDING_COLUMNS, LOGITS_COLUMN, ancestor_outputs, is_classifier
+from .ancestors import (
+    EMBEDDING_COLUMNS,
+    FEATURE_COLUMNS,
+    LOGITS_COLUMN,
+    ancestor_outputs,
+    is_classifier,
+    output_columns,
+    reads_texts,
+)
 
-OUTPUT_COLUMNS = (*EMBEDDING_COLUMNS, LOGITS_COLUMN)
+OUTPUT_COLUMNS = (*EMBEDDING_COLUMNS, *FEATURE_COLUMNS, LOGITS_COLUMN)
 
 
 class AncestorCollator:
@@ -72,16 +80,12 @@ def _quarter(number: int) -> int:
     return -(-number // 4)
 
 
-def is_block_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether a gene's parameter is a stack of matrices, one for each block, [N, out, in]."""
-    return "_blocks." in name and parameter.dim() == 3
-
-
 class ExtractionTrainer(WholeBatchTrainer):
     """Extract a gene, at its own size and at smaller ones in the same step, from the outputs of its ancestor.
 
     A multimodal gene learns by affinity, feature and contrastive losses, each times its weight; an image gene by soft
-    distillation from a classifier (TLEG, arXiv 2312.05614: alpha 1). The losses' parts are logged beside `loss`, over
+    distillation from a classifier (TLEG, arXiv 2312.05614: alpha 1), or from a ViT by the feature loss of its class
+    token and of the mean of its patches. The losses' parts are logged beside `loss`, over
     the same steps: `loss_feature` of the gene itself, `loss_feature_smaller` of the smaller networks, and so on.
 
     Args:
@@ -90,7 +94,7 @@ class ExtractionTrainer(WholeBatchTrainer):
             that `args` (or `optimizer_cls_and_kwargs`) names everything else; `optimizers` replaces both.
         ancestor: the frozen model; its outputs are computed where the rows do not carry them.
         kwargs: as of `Trainer`. `compute_metrics` is given the gene's outputs as predictions and the ancestor's as
-            labels, (image_embeds, text_embeds) each, or logits.
+            labels: (image_embeds, text_embeds) each, (class token, mean of patches) each, or logits.
     """
 
     args: Any
@@ -100,20 +104,10 @@ class ExtractionTrainer(WholeBatchTrainer):
         self._parts: dict[str, list[Tensor]] = {}
         if args.muon_learning_rate and kwargs.get("optimizers", (None, None))[0] is None:
             rest = kwargs.get("optimizer_cls_and_kwargs") or _optimizer_of(args, model)
-            kwargs["optimizer_cls_and_kwargs"] = (MuonFactory, self._muon_settings(args, rest))
+            kwargs["optimizer_cls_and_kwargs"] = with_muon(args, args.muon_learning_rate, rest)
         super().__init__(model, args, **kwargs)
         if args.contrastive_weight and hasattr(model, "logit_scale"):
             self.add_callback(_ClampLogitScale())
-
-    @staticmethod
-    def _muon_settings(args: Any, rest: tuple[Any, dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "is_stack": is_block_matrix,
-            "is_decayed": is_decayed,
-            "muon_learning_rate": args.muon_learning_rate,
-            "weight_decay": args.weight_decay,
-            "rest": rest,
-        }
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Name the parameters with weight decay, see `is_decayed`."""
@@ -125,7 +119,8 @@ class ExtractionTrainer(WholeBatchTrainer):
 
     def _sizes(self) -> list[tuple[Any, int] | None]:
         """Return the gene's own size and the smaller ones of this step, alike on every process and after a resume."""
-        grid = size_grid(self.model.config) if self.args.elastic else []
+        model: Any = self.model
+        grid = size_grid(model.config) if self.args.elastic else []
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
         chosen = torch.randperm(len(grid), generator=generator)[: self.args.elastic_samples].tolist()
         return [None, *(grid[index] for index in chosen)]
@@ -165,8 +160,7 @@ class ExtractionTrainer(WholeBatchTrainer):
             return {
                 "soft": soft_distillation_loss(outputs.logits, targets[LOGITS_COLUMN], args.distillation_temperature)
             }
-        own = (outputs.image_embeds, outputs.text_embeds)
-        theirs = tuple(targets[name] for name in EMBEDDING_COLUMNS)
+        own, theirs = self._outputs(model, outputs), tuple(targets[name] for name in output_columns(self.ancestor))
         losses = {}
         if args.affinity_weight:
             affinity = affinity_distillation_loss(*own, *theirs, scale=args.affinity_scale)
@@ -180,6 +174,12 @@ class ExtractionTrainer(WholeBatchTrainer):
             losses["contrastive"] = args.contrastive_weight * contrastive_loss(*own, logit_scale)
         return losses
 
+    def _outputs(self, model: Any, outputs: Any) -> tuple[Tensor, Tensor]:
+        """What of the gene's outputs is compared with the ancestor's `output_columns`."""
+        if reads_texts(self.ancestor):
+            return outputs.image_embeds, outputs.text_embeds
+        return self.accelerator.unwrap_model(model).read_features(outputs)
+
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, Any, Any]:
@@ -192,8 +192,8 @@ class ExtractionTrainer(WholeBatchTrainer):
             return loss, None, None
         if is_classifier(self.ancestor):
             return loss, outputs.logits.float(), targets[LOGITS_COLUMN]
-        own = (outputs.image_embeds.float(), outputs.text_embeds.float())
-        return loss, own, tuple(targets[name] for name in EMBEDDING_COLUMNS)
+        own = tuple(rows.float() for rows in self._outputs(model, outputs))
+        return loss, own, tuple(targets[name] for name in output_columns(self.ancestor))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of each part of the loss since the last log of `loss`, over all processes as that is."""
@@ -206,7 +206,7 @@ class ExtractionTrainer(WholeBatchTrainer):
 
 def contrasts_rows(args: Any, ancestor: Any) -> bool:
     """Whether an extraction's loss contrasts the rows of a batch with each other."""
-    return not is_classifier(ancestor) and bool(args.affinity_weight or args.contrastive_weight)
+    return reads_texts(ancestor) and bool(args.affinity_weight or args.contrastive_weight)
 
 
 def _optimizer_of(args: Any, model: Any) -> tuple[Any, dict[str, Any]]:

@@ -1,10 +1,11 @@
-"""DINOv2 as a stock ViT: one formula under other names, whose layer scale folds into what it scales."""
+"""Ancestors of image genes as stock ViTs: DINOv2's formula under other names, whose layer scale is folded."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Dinov2ForImageClassification, Dinov2Model, ViTConfig, ViTModel
+from transformers import Dinov2ForImageClassification, Dinov2Model, ViTConfig, ViTForImageClassification, ViTModel
+from transformers.models.vit.modeling_vit import ViTPooler
 
 from ..errors import LearngeneError
 
@@ -16,6 +17,44 @@ _SAME_FIELDS = (
 _LAYER_NAMES = {"norm1": "layernorm_before", "norm2": "layernorm_after"}
 # What each layer scale multiplies, and so is folded into.
 _SCALED = {"attention.o_proj": "layer_scale1", "mlp.fc2": "layer_scale2"}
+
+
+@torch.no_grad()
+def stock_vit(ancestor: Any, image_size: int | None = None) -> Any:
+    """Return the stock ViT that a gene is made from, for any ancestor; those of other families as they are.
+
+    A model without a classifier gets a pooler that gives out the class token. All that reads the last LayerNorm is
+    then a linear map, into which the way back goes when the channels are turned, and of which a narrower descendant
+    has the columns that it needs.
+
+    A Dinov2ForImageClassification reads the mean of the patches beside the class token, which no stock classifier of
+    ViTs does: the one returned has its part for the class token, and can only learn the rest.
+
+    Args:
+        ancestor: of one of the classes of `ancestors.ANCESTORS`; a `ViTModel` is changed in place.
+        image_size: of a DINOv2, as `vit_of_dinov2` takes it.
+    """
+    if isinstance(ancestor, Dinov2ForImageClassification):
+        features, labels = vit_of_dinov2(ancestor.dinov2, image_size), ancestor.config
+        head: Any = ancestor.classifier
+        config = ViTConfig(**features.config.to_dict() | {"id2label": labels.id2label, "label2id": labels.label2id})
+        with torch.device("meta"):
+            classifier = ViTForImageClassification(config)
+        state = {f"vit.{name}": tensor for name, tensor in features.state_dict().items()}
+        state["classifier.weight"] = head.weight[:, : config.hidden_size].clone()
+        state["classifier.bias"] = head.bias.clone()
+        classifier.load_state_dict(state, assign=True)
+        return classifier.requires_grad_(False).eval()
+    if isinstance(ancestor, Dinov2Model):
+        ancestor = vit_of_dinov2(ancestor, image_size)
+    if isinstance(ancestor, ViTModel):
+        size = ancestor.config.hidden_size
+        ancestor.config.pooler_act, ancestor.config.pooler_output_size = "linear", size
+        ancestor.pooler = ViTPooler(ancestor.config).to(ancestor.device)
+        ancestor.pooler.dense.weight.copy_(torch.eye(size))
+        ancestor.pooler.dense.bias.zero_()
+        ancestor.requires_grad_(False)
+    return ancestor
 
 
 @torch.no_grad()
@@ -63,7 +102,7 @@ def _check(model: Any) -> None:
         raise LearngeneError("this Dinov2Model has a gated MLP (SwiGLU), as DINOv2 giant has, which no ViT has")
 
 
-def _positions(model: Dinov2Model, image_size: int | None) -> Tensor:
+def _positions(model: Any, image_size: int | None) -> Tensor:
     """The position embeddings [1, 1 + patches, D] for pictures of a size."""
     embeddings = model.embeddings
     if image_size is None:

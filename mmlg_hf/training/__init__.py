@@ -14,6 +14,7 @@ _MODULE_OF = {
     "soft_distillation_loss": "losses",
     "MuonFactory": "optimizers",
     "StackedMuon": "optimizers",
+    "with_muon": "optimizers",
 }
 
 __all__ = list(_MODULE_OF)

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from ..errors import LearngeneError
-from .resuming import last_checkpoint
+from .resuming import last_checkpoint, output_of
 
 
 class WholeBatches(IterableDataset):
@@ -149,7 +149,8 @@ class WholeBatchTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, unless a weight became NaN or infinity: then nothing is written."""
-        for name, parameter in self.model.named_parameters():
+        model: Any = self.model
+        for name, parameter in model.named_parameters():
             if not torch.isfinite(parameter.detach()).all():
                 raise LearngeneError(
                     f"{name} is no longer finite after step {self.state.global_step}, so the model is not saved: "
@@ -158,7 +159,7 @@ class WholeBatchTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _told_of_checkpoints(self) -> str:
-        kept = last_checkpoint(self.args.output_dir)
+        kept = last_checkpoint(output_of(self.args))
         return f"the last good checkpoint is {kept!r}" if kept else "there is no checkpoint yet"
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,5 +1,6 @@
-"""The optimizer of an extraction: Muon for the blocks' matrices, the Trainer's own choice for everything else."""
+"""Muon for the matrices of layers or of a gene's blocks, the Trainer's own choice for everything else."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, DEFAULT_NS_STEPS, EPS, muon
+from transformers import Trainer
 
 # Parts of the names of what is no matrix of weights, though a gene may hold a stack of it.
 _NO_MATRICES = ("bias", "norm", "coefficients", "class_embedding", "cls_token")
@@ -141,3 +143,33 @@ class MuonFactory:
         if not stacks:
             return beside
         return OptimizerPair(StackedMuon(stacks, lr=muon_learning_rate, weight_decay=weight_decay), beside)
+
+
+def is_layer_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon trains a parameter: a layer's matrix [out, in], or a stack of a gene's blocks [N, out, in]."""
+    if "_blocks." in name:
+        return parameter.dim() == 3
+    return parameter.dim() == 2 and re.search(r"\blayers?\.\d+\.", name) is not None
+
+
+def with_muon(
+    args: Any, learning_rate: float, rest: tuple[Any, dict[str, Any]] | None = None
+) -> tuple[type[MuonFactory], dict[str, Any]]:
+    """Return the `optimizer_cls_and_kwargs` of a Trainer that trains the layers' matrices by Muon.
+
+        ContrastiveTrainer(model, args, collator, rows, optimizer_cls_and_kwargs=with_muon(args, 3e-3))
+
+    Args:
+        args: `TrainingArguments`: their weight decay holds for all, the other settings for what Muon leaves, which
+            are embeddings, heads, norms and biases; see `is_layer_matrix`.
+        learning_rate: Muon's peak; it is scheduled as the other is.
+        rest: optimizer of all other parameters, class and keywords; None takes the one that `args` name.
+    """
+    settings = {
+        "is_stack": is_layer_matrix,
+        "is_decayed": is_decayed,
+        "muon_learning_rate": learning_rate,
+        "weight_decay": args.weight_decay,
+        "rest": rest or Trainer.get_optimizer_cls_and_kwargs(args),
+    }
+    return MuonFactory, settings

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 STATE_FILE = "trainer_state.json"  # a checkpoint's last file
 
@@ -13,6 +14,11 @@ def is_complete(checkpoint: str | os.PathLike) -> bool:
         return isinstance(json.loads(Path(checkpoint, STATE_FILE).read_text(encoding="utf-8")), dict)
     except (OSError, ValueError):
         return False
+
+
+def output_of(args: Any) -> Path:
+    """Return the output folder of `TrainingArguments`, which they fill in where it is not given."""
+    return Path(args.output_dir)
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str | None:

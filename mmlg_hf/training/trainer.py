@@ -192,7 +192,7 @@ class ContrastiveTrainer(WholeBatchTrainer):
         inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]:
+    ) -> Any:
         """Return the loss, (image_embeds, text_embeds), and zeros for labels: a pair's only label is its own row."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from mmlg_hf import ImageTextCollator, from_learngene
-from mmlg_hf.alignment import DualEncoderModel, align, load_processor
+from mmlg_hf.alignment import DualEncoderModel, align, processor_of_pair
 from mmlg_hf.errors import LearngeneError
 
 
@@ -306,7 +306,7 @@ TEXTS = ["red", "a red square on a blue photo of a square"]
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_a_siglip_text_embedded_alone_equals_itself_in_a_batch(pooling, with_mask):
     model = align(make_encoder("vit"), siglip_text(), "projections", text_pooling=pooling).eval()
-    processor = load_processor(
+    processor = processor_of_pair(
         model, image_processor=pico_processor().image_processor, tokenizer=pico_processor().tokenizer
     )
 
@@ -323,7 +323,7 @@ def test_a_siglip_text_has_the_state_that_stock_siglip_gives_at_its_full_length(
     stock = siglip_text()
     model = align(make_encoder("vit"), copy.deepcopy(stock), "projections", projection_dim=32).eval()
     tokenizer = pico_processor().tokenizer
-    load_processor(model, image_processor=pico_processor().image_processor, tokenizer=tokenizer)
+    processor_of_pair(model, image_processor=pico_processor().image_processor, tokenizer=tokenizer)
     assert model.config.text_config.pad_token_id == tokenizer.pad_token_id
     with torch.no_grad():
         torch.nn.init.eye_(model.text_projection.weight)
@@ -396,7 +396,7 @@ def test_a_merged_pair_keeps_its_mode_and_its_encoders_places(saved, tmp_path):
     merged = model.merge_and_unload()
     assert merged.training
     assert {value.dtype for value in merged.parameters()} == {torch.float64}
-    assert load_processor(merged).tokenizer.eos_token_id == pico_processor().tokenizer.eos_token_id
+    assert processor_of_pair(merged).tokenizer.eos_token_id == pico_processor().tokenizer.eos_token_id
     merged.merge_and_unload().save_pretrained(tmp_path / "merged")
     loaded = DualEncoderModel.from_pretrained(tmp_path / "merged")
     inputs = {**batch(), "pixel_values": batch()["pixel_values"].double()}
@@ -411,7 +411,7 @@ def test_the_zero_shot_pipeline_loads_a_saved_pair_and_gives_what_the_pair_gives
     text = saved("clip-text") if kind == "clip-text" else siglip_text()
     model = align(saved("vit"), text, "lilt")
     perturb(model)
-    processor = load_processor(
+    processor = processor_of_pair(
         model, image_processor=pico_processor().image_processor, tokenizer=pico_processor().tokenizer
     )
     model.save_pretrained(tmp_path / "pair")

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from mmlg_hf import ContrastiveTrainer, ImageTextCollator
-from mmlg_hf.alignment import RECIPES, DualEncoderConfig, DualEncoderModel, align, load_processor
+from mmlg_hf.alignment import RECIPES, DualEncoderConfig, DualEncoderModel, align, processor_of_pair
 from mmlg_hf.errors import LearngeneError
 
 
@@ -206,7 +206,7 @@ def test_merging_adapters_is_refused_and_leaves_the_pair_as_it_was(recipe):
 
 def test_the_zero_shot_pipeline_takes_an_aligned_pair():
     model = align(make_encoder("clip-vision"), make_encoder("clip-text")).eval()
-    processor = load_processor(
+    processor = processor_of_pair(
         model, image_processor=pico_processor().image_processor, tokenizer=pico_processor().tokenizer
     )
     classify = pipeline(
@@ -222,7 +222,7 @@ def test_the_zero_shot_pipeline_takes_an_aligned_pair():
 
 def test_load_processor_joins_image_processor_and_tokenizer_of_the_two_encoders(saved):
     model = align(saved("clip-vision"), saved("clip-text"))
-    processor = load_processor(model)
+    processor = processor_of_pair(model)
     assert isinstance(processor, VisionTextDualEncoderProcessor)
     rows = ImageTextCollator(processor)(list(pico_pairs(2)))
     assert model(**rows).logits_per_image.shape == (2, 2)
@@ -248,9 +248,9 @@ def test_a_processor_of_other_encoders_is_refused(settings, told):
     model = align(make_encoder("clip-vision"), make_encoder("clip-text"))
     own = {"image_processor": pico_processor().image_processor, "tokenizer": pico_processor().tokenizer}
     with pytest.raises(LearngeneError, match=told):
-        load_processor(model, **{**own, **settings})
+        processor_of_pair(model, **{**own, **settings})
     with pytest.raises(LearngeneError, match="pass image_processor="):
-        load_processor(model)
+        processor_of_pair(model)
 
 
 @pytest.mark.parametrize(

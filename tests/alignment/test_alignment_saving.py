@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, TrainingArguments
 
 from mmlg_hf import ContrastiveTrainer, ImageTextCollator, from_learngene
-from mmlg_hf.alignment import RECIPES, DualEncoderModel, align, load_processor
+from mmlg_hf.alignment import RECIPES, DualEncoderModel, align, processor_of_pair
 from mmlg_hf.errors import LearngeneError
 
 
@@ -278,7 +278,7 @@ def test_descendants_in_memory_are_recorded_as_gene_and_size(tmp_path):
     assert config["text_base"]["grown"] == {"depth": 3, "width": 8}
     loaded = DualEncoderModel.from_pretrained(tmp_path / "pair")
     torch.testing.assert_close(logits(loaded), logits(model))
-    processor = load_processor(loaded)
+    processor = processor_of_pair(loaded)
     assert loaded(**ImageTextCollator(processor)(list(pico_pairs(2)))).logits_per_image.shape == (2, 2)
 
 
@@ -307,4 +307,4 @@ def test_descendants_of_a_bundled_gene_are_recorded_by_its_name_and_not_by_where
     loaded = DualEncoderModel.from_pretrained(tmp_path / "pair")
     for name, value in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value)
-    assert load_processor(loaded).tokenizer.eos_token_id == text.config.eos_token_id
+    assert processor_of_pair(loaded).tokenizer.eos_token_id == text.config.eos_token_id

@@ -1,4 +1,4 @@
-"""`LearngeneModel` under transformers' `ModelTesterMixin` and `ConfigTester`; run by run.py beside this file."""
+"""Genes of every family under transformers' `ModelTesterMixin` and `ConfigTester`; run by run.py beside this file."""
 
 import unittest
 
@@ -7,6 +7,7 @@ import torch
 from transformers.testing_utils import torch_device
 
 from mmlg_hf import LearngeneConfig, LearngeneError, LearngeneForImageClassification, LearngeneModel
+from mmlg_hf.modeling_learngene import LearngeneSiglipModel, LearngeneViTForImageClassification, LearngeneViTModel
 
 from ..test_configuration_common import ConfigTester
 from ..test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, random_attention_mask
@@ -14,6 +15,7 @@ from ..test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, 
 ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 VISION = ENCODER | {"image_size": 30, "patch_size": 2, "num_channels": 3}
 TEXT = ENCODER | {"vocab_size": 99, "max_position_embeddings": 64}
+FAMILY_TEXT = {"siglip": {"projection_size": 32}}
 
 
 def pixels():
@@ -33,8 +35,11 @@ class _Tester:
     batch_size = 12
     is_training = True
 
+    family = "clip"
+
     def get_config(self):
-        return LearngeneConfig(vision_config=VISION, text_config=TEXT, projection_dim=64)
+        text = TEXT | FAMILY_TEXT.get(self.family, {})
+        return LearngeneConfig(family=self.family, vision_config=VISION, text_config=text, projection_dim=64)
 
     def prepare_config_and_inputs_for_common(self):
         return self.get_config(), self.get_inputs()
@@ -66,6 +71,18 @@ class GeneTester(_Tester):
         return pixels() | texts()
 
 
+class MetaClip2GeneTester(GeneTester):
+    """A gene of a MetaCLIP 2."""
+
+    family = "metaclip_2"
+
+
+class SiglipGeneTester(GeneTester):
+    """A gene of a SigLIP."""
+
+    family = "siglip"
+
+
 class ImageGeneTester(VisionTester):
     """A gene of an image encoder alone."""
 
@@ -77,6 +94,18 @@ class ImageGeneTester(VisionTester):
             num_multimodal_blocks=0,
             num_unimodal_blocks=2,
         )
+
+
+class ViTGeneTester(VisionTester):
+    """A gene of a ViT, of features or of a classifier."""
+
+    def __init__(self, labels):
+        self.is_training = bool(labels)  # ViTModel has no loss
+        self.labels = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
+
+    def get_config(self):
+        blocks = {"num_multimodal_blocks": 0, "num_unimodal_blocks": 2}
+        return LearngeneConfig(family="vit", vision_config=VISION, text_config=None, **blocks, **self.labels)
 
 
 class _GeneTest(ModelTesterMixin):
@@ -145,6 +174,22 @@ class LearngeneModelTest(_GeneTest, unittest.TestCase):
         vars()[name] = unittest.skip("CLIPOutput has neither logits nor last_hidden_state")(lambda self: None)
 
 
+class MetaClip2GeneTest(LearngeneModelTest):
+    def setUp(self):
+        self.model_tester = MetaClip2GeneTester()
+
+    @unittest.skip("the config is that of LearngeneModelTest")
+    def test_config(self):
+        pass
+
+
+class SiglipGeneTest(MetaClip2GeneTest):
+    all_model_classes = (LearngeneSiglipModel,)
+
+    def setUp(self):
+        self.model_tester = SiglipGeneTester()
+
+
 class LearngeneForImageClassificationTest(_GeneTest, unittest.TestCase):
     all_model_classes = (LearngeneForImageClassification,)
     test_all_params_have_gradient = False  # post_layernorm has none, as in stock CLIPForImageClassification
@@ -156,3 +201,18 @@ class LearngeneForImageClassificationTest(_GeneTest, unittest.TestCase):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
         labels = torch.zeros(self.model_tester.batch_size, dtype=torch.long, device=torch_device)
         return inputs | {"labels": labels} if return_labels else inputs
+
+
+class LearngeneViTModelTest(_GeneTest, unittest.TestCase):
+    all_model_classes = (LearngeneViTModel,)
+
+    def setUp(self):
+        self.model_tester = ViTGeneTester({})
+
+
+class LearngeneViTForImageClassificationTest(LearngeneForImageClassificationTest):
+    all_model_classes = (LearngeneViTForImageClassification,)
+    test_all_params_have_gradient = True
+
+    def setUp(self):
+        self.model_tester = ViTGeneTester({0: "bag", 1: "shoe"})

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 
 import transformers
@@ -31,7 +32,11 @@ STUBS = {
 
 
 def fetch(work: Path) -> Path:
-    """Return the unpacked source distribution, with `parameterized` beside it; both are downloaded once."""
+    """Return the unpacked source distribution, with `parameterized` beside it; both are downloaded once.
+
+    Raises:
+        subprocess.CalledProcessError: if pip cannot have one of them.
+    """
     source = work / f"transformers-{transformers.__version__}"
     pip = [sys.executable, "-m", "pip"]
     if not (source / "tests" / "test_modeling_common.py").exists():
@@ -63,28 +68,21 @@ def prepare(source: Path, cases: list[str]) -> list[Path]:
 
 
 def run(source: Path, files: list[Path], site: Path, pytest_arguments: list[str]) -> int:
-    """Run the copied cases in a process of their own and print the counts."""
+    """Run the copied cases in a process of their own; print the counts, and each reason to skip with its count."""
     report = source.parent / "report.xml"
     path = os.pathsep.join([str(source), str(REPOSITORY), str(site)])
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--no-header",
-        "--import-mode=importlib",
-    ]
-    command += ["-W", "ignore", "-o", "addopts="]
-    command += [f"--junitxml={report}", f"--rootdir={source}", *map(str, files), *pytest_arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider", "--no-header"]
+    command += ["--import-mode=importlib", "-W", "ignore", "-o", "addopts=", f"--rootdir={source}"]
+    command += [f"--junitxml={report}", *map(str, files), *pytest_arguments]
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     code = subprocess.run(command, cwd=source, env=environment).returncode
     tests = list(ElementTree.parse(report).getroot().iter("testcase"))  # subtests count with their test
     failed = [test for test in tests if test.find("failure") is not None or test.find("error") is not None]
-    skipped = [test for test in tests if test not in failed and test.find("skipped") is not None]
+    marks = [mark for test in tests if test not in failed and (mark := test.find("skipped")) is not None]
     print(f"conformance with transformers {transformers.__version__}")
-    print(f"{len(tests) - len(failed) - len(skipped)} passed, {len(failed)} failed, {len(skipped)} skipped")
+    print(f"{len(tests) - len(failed) - len(marks)} passed, {len(failed)} failed, {len(marks)} skipped:")
+    for reason, count in Counter(mark.get("message") or "no reason given" for mark in marks).most_common():
+        print(f"{count:5} {reason}")
     return code
 
 
@@ -93,13 +91,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"any of {', '.join(known)}; default all")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "build" / "conformance", help="where to download to")
+    parser.add_argument("--if-available", action="store_true", help="exit code 0 where pip cannot have the tests")
     arguments = sys.argv[1:]
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_args(arguments[:cut])
     unknown = sorted(set(options.cases) - set(known))
     if unknown:
         parser.error(f"no case {', '.join(unknown)}: there are {', '.join(known)}")
-    source = fetch(options.work.resolve())
+    try:
+        source = fetch(options.work.resolve())
+    except subprocess.CalledProcessError as error:
+        print(f"transformers' source distribution or parameterized cannot be had: {error}", file=sys.stderr)
+        raise SystemExit(0 if options.if_available else 1) from None
     files = prepare(source, options.cases or known)
     raise SystemExit(run(source, files, options.work.resolve() / "site", arguments[cut + 1 :]))
 

@@ -1,5 +1,6 @@
 """Exported files: every kind of model, run where torch cannot be imported; what is refused, and how."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from pico import pico_image, pico_processor
+from pico import COLORS, pico_image, pico_processor
 from pico_exports import LABELS, MAKERS, save
 from PIL import Image
 from typer.testing import CliRunner
@@ -17,8 +18,8 @@ from mmlg_hf.cli import app
 from mmlg_hf.export import export_model, load_exportable
 from mmlg_hf.export import exporting as exporting_module
 from mmlg_hf.export.exporting import normalisation
-from mmlg_hf.export.formats import FORMATS, check_format
-from mmlg_hf.export.inputs import Inputs
+from mmlg_hf.export.formats import FORMATS, check_format, open_file
+from mmlg_hf.export.inputs import Inputs, Pictures
 from mmlg_hf.export.measures import verify
 from mmlg_hf.export.parts import parts_of_model
 
@@ -72,6 +73,15 @@ def three_inputs(with_mask=True):
     return {name: made[name] for name in ("input_ids", "attention_mask", "pixel_values")}
 
 
+def run_without_torch(folder, inputs):
+    """Run the files in `out` in a process that has no torch; return their outputs, by weights and name."""
+    np.savez(folder / "inputs.npz", **{name: value.numpy() for name, value in inputs.items()})
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(folder / "out"), str(folder / "inputs.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return np.load(folder / "out" / "found.npz")
+
+
 def expected_of(kind, model, inputs, whole):
     """What the model itself computes, by the names of outputs."""
     images, texts = (
@@ -107,11 +117,7 @@ def test_onnx_files_compute_without_torch_what_the_model_computes(kind, whole, f
     assert not list((tmp_path / "out").glob("*.data"))
     model = load_exportable(folders(kind)).model
     inputs = three_inputs()
-    np.savez(tmp_path / "inputs.npz", **{name: value.numpy() for name, value in inputs.items()})
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "out"), str(tmp_path / "inputs.npz")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = np.load(tmp_path / "out" / "found.npz")
+    found = run_without_torch(tmp_path, inputs)
     expected = expected_of(kind, model, inputs, whole)
     assert {f"float32 {name}" for name in expected} == set(found)
     for name, value in expected.items():
@@ -123,6 +129,14 @@ def test_siglip_is_exported_at_its_one_length_of_texts(folders, tmp_path):
     pytest.importorskip("onnxscript")
     record = export_model(folders("siglip"), tmp_path / "out", "onnx")
     assert record["verified"]
+    model = load_exportable(folders("siglip")).model
+    ids = torch.randint(5, 60, (3, 16), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "pixel_values": three_inputs()["pixel_values"]}
+    found = run_without_torch(tmp_path, inputs)
+    with torch.no_grad():
+        outputs = model(**inputs)
+    for name in ("image_embeds", "text_embeds"):
+        np.testing.assert_allclose(found[f"float32 {name}"], outputs[name].numpy(), atol=1e-5, rtol=1e-5)
     (text,) = [file for file in record["files"] if file["part"] == "text"]
     assert [(given["name"], given["shape"]) for given in text["inputs"]] == [("input_ids", ["texts", 16])]
     assert record["logit_bias"] == load_exportable(folders("siglip")).model.logit_bias.item()
@@ -140,6 +154,87 @@ def test_int8_files_lie_beside_and_are_smaller(tmp_path):
     assert record["verified"]
     on_disk = {path.name: path.stat().st_size / 1e6 for path in (tmp_path / "out").glob("*.onnx")}
     assert on_disk == {file["file"]: file["megabytes"] for file in record["files"]}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of twenty pictures."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, (colour, ground) in enumerate(itertools.islice(itertools.permutations(COLORS, 2), 20)):
+        pico_image(colour, ground).resize((40, 40)).save(folder / f"{index:02}.png")
+    return folder
+
+
+def test_one_picture_in_four_is_held_out_of_calibrating(photos, folders):
+    source = load_exportable(folders("image_encoder"))
+    inputs = Inputs(source.model, source.processor)
+    pictures = Pictures(photos, inputs)
+    assert [path.name for path in pictures.held_out] == ["03.png", "07.png", "11.png", "15.png", "19.png"]
+    assert len(pictures.used) == 15
+    assert not set(pictures.used) & set(pictures.held_out)
+    own = [Image.open(path) for path in pictures.held_out]
+    (batch,) = pictures.batches()
+    expected = source.processor(images=own, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(batch["pixel_values"], expected)
+    assert len(list(pictures)) == len(list(pictures)) == 15  # can be read again
+
+
+@pytest.mark.slow
+def test_static_int8_is_calibrated_on_pictures_and_verified_on_others(photos, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnx = pytest.importorskip("onnx")
+    record = export_model("mmlg-fashion-48@1x32", tmp_path / "out", "onnx", int8=True, calibration=photos)
+    told = {file["file"]: file.get("activations") for file in record["files"]}
+    assert told == {
+        "vision_model.onnx": None,
+        "vision_model_int8.onnx": "static",
+        "text_model.onnx": None,
+        "text_model_int8.onnx": "dynamic",
+    }
+    kinds = {
+        name: {node.op_type for node in onnx.load(tmp_path / "out" / name).graph.node}
+        for name, how in told.items()
+        if how
+    }
+    assert "DynamicQuantizeLinear" not in kinds["vision_model_int8.onnx"]
+    assert "QuantizeLinear" in kinds["vision_model_int8.onnx"]
+    assert "DynamicQuantizeLinear" in kinds["text_model_int8.onnx"]
+    # The figures are those of the pictures that were held out.
+    source = load_exportable("mmlg-fashion-48@1x32")
+    inputs = Inputs(source.model, source.processor)
+    (part,) = parts_of_model(source.model, inputs, modality="image")
+    (batch,) = Pictures(photos, inputs).batches()
+    with torch.no_grad():
+        expected = part.module(**batch)["image_embeds"]
+    found = open_file("onnx", tmp_path / "out" / "vision_model_int8.onnx", part)(batch)["image_embeds"]
+    cosine = torch.nn.functional.cosine_similarity(expected, found).min().item()
+    (static,) = [file for file in record["files"] if file.get("activations") == "static"]
+    assert static["least_cosine"] == pytest.approx(cosine, abs=1e-6)
+    assert static["verified"] == (cosine >= 0.999)
+    assert cosine > 0.99
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "sentence"),
+    [
+        ("clip", {"int8": False}, "calibration is of int8 files: ask for int8 as well"),
+        ("clip", {"whole": True}, "export each encoder by itself, not whole"),
+        ("text_encoder", {}, "this model takes texts"),
+        ("clip", {"calibration": "nowhere"}, "'nowhere' is no folder"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_told_before_anything_is_written(
+    kind, settings, sentence, photos, folders, tmp_path
+):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(LearngeneError, match=sentence):
+        export_model(folders(kind), tmp_path / "out", **{"int8": True, "calibration": photos, **settings})
+    for path in sorted(photos.iterdir())[15:]:
+        path.unlink()
+    with pytest.raises(LearngeneError, match="has 15 pictures: calibrating takes 16 or more"):
+        export_model(folders("image_encoder"), tmp_path / "out", int8=True, calibration=photos)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from http.server import ThreadingHTTPServer
 from hub_handlers import HubRequestHandler
 from hub_state import MAIN, Blob, HubState, Repo, User
 
-FAULTS = ("status", "cut", "corrupt")
+FAULTS = ("status", "cut", "corrupt", "drip", "length")
 
 
 @dataclass
@@ -30,7 +30,8 @@ class Fault:
     """One planted misbehaviour.
 
     `kind` "status" answers with `status` and `headers` in place of the real answer, "cut" closes the connection after
-    `keep` bytes of the body, "corrupt" changes the last byte and leaves the length. `path` is a regular expression
+    `keep` bytes of the body, "corrupt" changes the last byte and leaves the length, "drip" sends the body in pieces
+    with pauses, "length" announces `keep` bytes more than the body has, or fewer. `path` is a regular expression
     searched in the request's path, `times` how often it happens.
     """
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import socket
+import time
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -64,7 +65,10 @@ class HubRequestHandler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         parts = urlsplit(self.path)
-        self.route, self.query = parts.path, parse_qs(parts.query)
+        self.query = parse_qs(parts.query)
+        # Repositories of Spaces have paths of their own, which are otherwise those of models.
+        self.route = re.sub(r"^(/api)?/spaces/", lambda found: "/api/models/" if found[1] else "/", parts.path)
+        self.kind = "model" if self.route == parts.path else "space"
         self.body = self._read_body()
         self.fault = self.hub.take_fault(self.command, unquote(self.route))
         if self.fault is not None and self.fault.kind == "status":
@@ -92,11 +96,22 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     def _dispatch(self) -> None:
         header = self.headers.get("Authorization")
         self.user = self.hub.state.user(header.removeprefix("Bearer ") if header else None)
+        for old, new in self.hub.state.renamed.items():
+            if f"/{old}/" in f"{self.route}/":
+                self._send(307, b"", {"Location": self.path.replace(old, new)})
+                return
         for method, pattern, name in self.ROUTES:
             if method == self.command and (match := re.fullmatch(pattern, self.route)):
-                getattr(self, name)(**{key: value and unquote(value) for key, value in match.groupdict().items()})
+                given = {key: value and unquote(value) for key, value in match.groupdict().items()}
+                self._check_kind(given.get("repo"))
+                getattr(self, name)(**given)
                 return
         raise HubError(404, f"The double has no {self.command} {self.route}")
+
+    def _check_kind(self, repo: str | None) -> None:
+        known = self.hub.state.repos.get(repo or "")
+        if known is not None and known.kind != self.kind:
+            raise HubError(404, f"{repo} is no {self.kind}", "RepoNotFound")
 
     def _send(self, status: int, body: bytes | dict | list, headers: dict[str, str] | None = None) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -105,15 +120,20 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         if fault is not None and fault.kind == "corrupt" and content:
             content = content[:-1] + bytes([content[-1] ^ 0xFF])
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        announced = len(content) + (fault.keep if fault is not None and fault.kind == "length" else 0)
+        for name, value in {"Content-Length": str(announced), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         sent = b"" if self.command == "HEAD" else content
         if fault is not None and fault.kind == "cut":
             sent = sent[: fault.keep]
         self._log(status, len(sent))
-        self.wfile.write(sent)
-        if fault is not None and fault.kind == "cut":
+        pieces = 10 if fault is not None and fault.kind == "drip" else 1
+        step = -(-len(sent) // pieces) or 1
+        for start in range(0, len(sent), step):
+            self.wfile.write(sent[start : start + step])
+            time.sleep(0.02 * (pieces - 1))
+        if fault is not None and fault.kind in ("cut", "length"):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
@@ -142,7 +162,10 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         request = self._json()
         private = request.get("visibility") == "private" or request.get("private", False)
         namespace = request.get("organization")
-        repo = self.hub.state.create_repo(self.user, namespace, request["name"], private, self.hub.url)
+        kind = request.get("type") or "model"
+        if kind == "space" and request.get("sdk") not in ("gradio", "docker", "static"):
+            raise HubError(400, "A Space needs an sdk: gradio, docker or static")
+        repo = self.hub.state.create_repo(self.user, namespace, request["name"], private, self.hub.url, kind)
         self._send(200, {"url": f"{self.hub.url}/{repo.id}", "name": repo.id, "id": repo.id})
 
     def validate_card(self) -> None:

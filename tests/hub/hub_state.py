@@ -73,10 +73,11 @@ class Commit:
 
 @dataclass
 class Repo:
-    """One model repository: commits by id, and the names that point at them."""
+    """One repository of a model or a Space: commits by id, and the names that point at them."""
 
     id: str
     private: bool = False
+    kind: str = "model"
     gated: bool = False
     readers: set[str] = field(default_factory=set)
     commits: dict[str, Commit] = field(default_factory=dict)
@@ -112,6 +113,7 @@ class HubState:
         self.users: dict[str, User] = {}
         self.repos: dict[str, Repo] = {}
         self.large_files: dict[str, bytes] = {}
+        self.renamed: dict[str, str] = {}  # which the Hub redirects
 
     def user(self, token: str | None) -> User | None:
         """The account of a token; None without one; an unknown token is refused."""
@@ -122,7 +124,13 @@ class HubState:
         return self.users[token]
 
     def create_repo(
-        self, user: User | None, namespace: str | None, name: str, private: bool, endpoint: str = ""
+        self,
+        user: User | None,
+        namespace: str | None,
+        name: str,
+        private: bool,
+        endpoint: str = "",
+        kind: str = "model",
     ) -> Repo:
         if user is None:
             raise HubError(401, "Unauthorized")
@@ -134,7 +142,7 @@ class HubState:
         repo_id = f"{namespace}/{name}"
         if repo_id in self.repos:
             raise HubError(409, "You already created this model repo", body={"url": f"{endpoint}/{repo_id}"})
-        repo = self.repos[repo_id] = Repo(repo_id, private=private)
+        repo = self.repos[repo_id] = Repo(repo_id, private, kind=kind)
         repo.add_commit(MAIN, {".gitattributes": Blob(GITATTRIBUTES)}, "initial commit")
         return repo
 

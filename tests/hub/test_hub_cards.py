@@ -70,17 +70,27 @@ def test_a_descendant_card_names_its_gene_as_base_model():
     assert card_errors(str(card)) == []
 
 
-@pytest.mark.parametrize("kind", ["fine-tuned", "mixture", "aligned-pair"])
+@pytest.mark.parametrize("kind", ["ancestor", "fine-tuned", "mixture", "aligned-pair"])
 def test_every_kind_of_artifact_has_a_template_that_the_hub_takes(kind):
     card = create_model_card(pico_clip(), RESULTS, kind=kind, repo_id="demo/pico", license="mit")
     assert kind in card.data.tags
     assert card_errors(str(card)) == []
 
 
+def test_an_ancestors_card_tells_its_training_and_how_a_gene_comes_of_it():
+    model = pico_clip()
+    model.config.recipe = {"dataset": "demo/pairs", "steps": 2400, "muon_learning_rate": 0.003}
+    card = create_model_card(model, kind="ancestor", repo_id="demo/pico", license="mit")
+    assert "| Muon learning rate | 0.003 |" in card.text
+    assert "| Steps | 2400 |" in card.text
+    assert "mmlg extract demo/pico --data YOUR_PAIRS" in card.text
+    assert card_errors(str(card)) == []
+
+
 def test_a_model_that_says_nothing_of_its_origin_needs_a_kind():
-    with pytest.raises(LearngeneError, match="pass kind, one of 'gene'"):
+    with pytest.raises(LearngeneError, match="pass kind, one of 'ancestor', 'gene'"):
         create_model_card(pico_clip())
-    with pytest.raises(LearngeneError, match="kind is 'recipe': it takes one of 'gene'"):
+    with pytest.raises(LearngeneError, match="kind is 'recipe': it takes one of 'ancestor'"):
         create_model_card(pico_clip(), kind="recipe")
 
 

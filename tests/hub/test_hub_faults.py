@@ -149,6 +149,39 @@ def test_a_failing_download_is_tried_again_and_refused_if_it_lasts_with_a_clean_
     assert result["second"] == ["loaded"] * 3
 
 
+def test_slow_and_lying_answers_and_a_new_name_load_what_is_there(published, copy_gene):
+    hub = published.hub
+    hub.plant("drip", path=f"{copy_gene('drip')}/.*{SHARED}", method="GET")
+    hub.plant("length", path=f"{copy_gene('long')}/.*{SHARED}", method="GET", keep=50)
+    hub.plant("length", path=f"{copy_gene('short')}/.*{SHARED}", method="GET", keep=-50)
+    hub.plant("length", path=f"{copy_gene('always-short')}/.*{SHARED}", method="GET", keep=-50, times=99)
+    hub.state.renamed["demo/old-name"] = copy_gene("new-name")
+    names = ("drip", "long", "short", "old-name", "always-short")
+    result = published.client.run(
+        f'result = {{name: refusal("demo/" + name) for name in {names!r}}}', preamble=PREAMBLE, token=None
+    )
+    refused = result.pop("always-short")
+    assert result == dict.fromkeys(names[:-1], "loaded")
+    assert "demo/always-short" in refused
+
+
+def test_a_token_that_expires_and_a_repository_that_is_deleted_in_the_middle_are_told(published, copy_gene):
+    hub = published.hub
+    gone = {"X-Error-Code": "RepoNotFound"}
+    hub.plant("status", path=f"{copy_gene('expiring')}/.*model-", method="HEAD", status=401, times=99)
+    hub.plant("status", path=f"{copy_gene('deleted')}/.*model-", method="HEAD", status=404, headers=gone, times=99)
+    expired, deleted = published.client.run(
+        """
+        result = [refusal("demo/expiring"), refusal("demo/deleted")]
+        left = [str(path) for path in Path(os.environ["HF_HOME"]).rglob("*.incomplete")]
+        assert left == [], left
+        """,
+        preamble=PREAMBLE,
+    )
+    assert expired == "the Hub does not accept your token: log in again with `hf auth login`"
+    assert deleted.startswith("There is no repository demo/deleted, or it is private and your token")
+
+
 def test_offline_a_gene_that_is_missing_or_damaged_in_the_cache_is_named(published):
     client, home = published.client, published.client.new_home()
     code = """

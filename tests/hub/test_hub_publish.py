@@ -120,6 +120,29 @@ def test_a_tag_that_failed_is_set_by_the_next_run_without_another_commit(hub, cl
     assert hub.repo("demo/pico").tags == {"v1": again[0]}
 
 
+def test_of_two_publishers_at_once_the_second_is_told_and_the_first_ones_content_stands(hub, client, folder):
+    other = folder.with_name("other")
+    shutil.copytree(folder, other)
+    (other / "config.json").write_text("[2]")
+    told = client.run(
+        f"""
+        class Overtaken(HfApi):
+            def create_commit(self, *args, **kwargs):
+                write({str(other)!r})  # another process, between this one's look at the repository and its commit
+                return super().create_commit(*args, **kwargs)
+        plan = Plan("demo/pico", Path({str(folder)!r}), "Publish")
+        settings = dict(tag="v1", revision=None, create_pr=False, private=None)
+        result = refusal(lambda: publish(Overtaken(), plan, **settings))
+        """,
+        preamble=PREAMBLE,
+    )
+    assert told == (
+        "demo/pico has changed meanwhile: run it again. Nothing half-done is visible in demo/pico; run again to finish"
+    )
+    assert hub.files("demo/pico")["config.json"] == b"[2]"
+    assert hub.files("demo/pico", "v1")["config.json"] == b"[2]"
+
+
 def test_a_rate_limit_with_retry_after_is_waited_for(hub, client, folder):
     hub.plant("status", path="/preupload/", status=429, headers={"Retry-After": "1"})
     assert client.run(f"result = write({str(folder)!r})", preamble=PREAMBLE)[1] is True
@@ -196,7 +219,7 @@ def test_the_command_line_refuses_in_one_sentence_before_it_writes(hub, client, 
         (lambda m: m.pop("version"), "needs the keys artifacts, namespace, version"),
         (lambda m: m.update(namespace="a/b"), "namespace is 'a/b': it takes"),
         (lambda m: m["artifacts"][0].update(name="../gene"), "an artifact's name is '../gene'"),
-        (lambda m: m["artifacts"][0].update(kind="queen"), "pico-gene: kind is 'queen'; it takes one of gene"),
+        (lambda m: m["artifacts"][0].update(kind="queen"), "pico-gene: kind is 'queen'; it takes one of ancestor"),
         (lambda m: m["artifacts"][0].update(colour="red"), r"unknown keys \['colour'\]"),
         (lambda m: m["artifacts"][0].pop("license"), r"lacks \['license'\]"),
         (lambda m: m["artifacts"][1].update(name="pico-gene"), "names 'pico-gene' more than once"),
@@ -204,6 +227,10 @@ def test_the_command_line_refuses_in_one_sentence_before_it_writes(hub, client, 
         (lambda m: m["artifacts"][1].update(source={"gene": "none"}), "The zoo has no 'none'"),
         (lambda m: m["artifacts"][1].update(source="gene"), "a descendant's source is a mapping that names its gene"),
         (lambda m: m["artifacts"][1].update(kind="mixture"), "or names its gene and its deltas"),
+        (
+            lambda m: m["artifacts"][1].update(kind="space"),
+            "a Space's source is a mapping that names its gene",
+        ),
     ],
 )
 def test_a_malformed_manifest_is_named(zoo, tmp_path, change, sentence):

@@ -36,7 +36,9 @@ def test_the_cards_in_the_repository_are_what_templates_and_results_give():
 
 def test_every_rendered_card_passes_the_lint(hub, client):
     folders = sorted(path for path in CARDS.iterdir() if path.is_dir())
-    assert [folder.name for folder in folders] == sorted(artifact.name for artifact in read_manifest().artifacts)
+    assert [folder.name for folder in folders] == sorted(
+        a.name for a in read_manifest().artifacts if a.kind != "space"
+    )
     assert upload(client, "lint", *folders).count("fit to be published") == len(folders)
 
 
