@@ -1,6 +1,6 @@
-"""Two gloo processes beside one: the same global batch must give the same losses, gradients, weights and metrics.
+"""Two and four gloo processes beside one: the same global batch gives the same losses, gradients, weights and metrics.
 
-Run as a program (by torchrun) this file is one of the two processes.
+Run as a program (by torchrun) this file is one of the processes.
 """
 
 import os
@@ -122,17 +122,9 @@ def extract(folder, batch_size, stream=False, **changes):
 
     from mmlg_hf import ExtractionArguments, extract_learngene
 
-    args = ExtractionArguments(
-        folder,
-        per_device_train_batch_size=batch_size,
-        max_steps=3,
-        max_grad_norm=0.0,
-        cache_ancestor=False,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-        **changes,
-    )
+    settings = {"max_steps": 3, "max_grad_norm": 0.0, "cache_ancestor": False, "report_to": [], "disable_tqdm": True}
+    settings |= {"per_device_train_batch_size": batch_size, "use_cpu": True}
+    args = ExtractionArguments(folder, **(settings | changes))
     pairs = pico_pairs(52).to_iterable_dataset() if stream else pico_pairs(52)
     return extract_learngene(pico_clip(), pairs, args, processor=pico_processor()).state_dict()
 
@@ -140,6 +132,16 @@ def extract(folder, batch_size, stream=False, **changes):
 def be_the_only_process(folder):
     """One process under torchrun, whose device is "cpu:0"."""
     torch.save(extract(folder, batch_size=8), Path(folder) / "alone.pt")
+
+
+def be_one_of_four(folder):
+    """One of four processes, with a quarter of the global batch: its genes, one of them by kept outputs."""
+    dist.init_process_group("gloo")
+    results = {"gene": extract(folder, batch_size=2, **SGD)}
+    kept = {"cache_ancestor": True, "ancestor_cache_dir": str(Path(folder) / "outputs")}
+    results["gene by kept outputs"] = extract(folder, batch_size=2, **SGD, **kept)
+    torch.save(results, Path(folder) / f"rank{dist.get_rank()}.pt")
+    dist.destroy_process_group()
 
 
 def refusal_of_a_split_stream(folder):
@@ -197,6 +199,14 @@ def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_processes")
     launch(__file__, folder, processes=2)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def four_processes(tmp_path_factory):
+    """What each of four processes found, by rank."""
+    folder = tmp_path_factory.mktemp("four_processes")
+    launch(__file__, folder, processes=4)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +293,15 @@ def test_two_processes_extract_the_gene_of_one(two_processes, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["gene", "gene by kept outputs"])
+def test_four_processes_extract_the_gene_of_one(four_processes, name, tmp_path):
+    one = extract(str(tmp_path), batch_size=8, **SGD)
+    for results in four_processes:
+        for key, weight in one.items():
+            torch.testing.assert_close(results[name][key], weight, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_two_processes_extract_from_a_stream_what_one_does(two_processes, tmp_path):
     one = extract(str(tmp_path), batch_size=8, stream=True, **SGD)
     for results in two_processes:
@@ -319,4 +338,4 @@ def test_one_process_under_torchrun_extracts_what_it_does_without(by_muon, tmp_p
 
 
 if __name__ == "__main__":
-    (be_one_process if os.environ["WORLD_SIZE"] != "1" else be_the_only_process)(sys.argv[1])
+    {"1": be_the_only_process, "2": be_one_process, "4": be_one_of_four}[os.environ["WORLD_SIZE"]](sys.argv[1])
