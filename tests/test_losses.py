@@ -132,6 +132,17 @@ def test_affinity_loss_with_a_certain_ancestor_is_the_contrastive_loss():
     assert loss.item() == pytest.approx(contrastive_loss(images, texts, 50.0).item(), rel=1e-5)
 
 
+def test_feature_distillation_about_a_center_compares_what_differs_from_it():
+    """Rows that share most of their length: the cosine of what is left counts, and gradients are those of algebra."""
+    generator = torch.Generator().manual_seed(0)
+    own, theirs = (F.normalize(torch.randn(6, 5, generator=generator) + 4, dim=-1) for _ in range(2))
+    center = theirs.mean(0)
+    expected = (2 - 2 * F.cosine_similarity(own - center, theirs - center)).mean()
+    assert feature_distillation_loss(3 * own, theirs, center).item() == pytest.approx(expected.item(), abs=1e-6)
+    assert feature_distillation_loss(own, theirs).item() < 0.2 < expected.item()
+    assert feature_distillation_loss(theirs, 2 * theirs, center).item() == pytest.approx(0, abs=1e-6)
+
+
 def test_feature_loss_is_the_squared_distance_of_the_normalised_rows():
     x, y = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 0.2]])
     assert feature_distillation_loss(x, 5 * x).item() == pytest.approx(0)

@@ -34,6 +34,7 @@ from mmlg_hf import (
 )
 from mmlg_hf.cli import app
 from mmlg_hf.errors import LearngeneError
+from mmlg_hf.extraction import extracting
 from mmlg_hf.extraction.ancestors import copy_outer_weights, gene_config, load_ancestor
 from mmlg_hf.extraction.fitting import fit_gene
 from mmlg_hf.extraction.rotation import rotate_channels
@@ -326,6 +327,27 @@ def test_the_feature_loss_is_of_the_class_token_and_the_mean_of_the_patches(tmp_
     pairs = [(states[:, 0], tokens[:, 0]), (states[:, 1:].mean(1), tokens[:, 1:].mean(1))]
     expected = sum(2 - 2 * F.cosine_similarity(dense(own), theirs).mean() for own, theirs in pairs) / 2
     close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize(("asked", "centered"), [(None, True), (True, True), (False, False)])
+def test_a_vits_features_are_compared_about_their_mean(tmp_path, monkeypatch, asked, centered):
+    seen = {}
+
+    class Spy(ExtractionTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            seen.update(self.centers)
+
+    monkeypatch.setattr(extracting, "ExtractionTrainer", Spy)
+    ancestor = ancestor_of(ViTModel)
+    extract(tmp_path, ancestor, **STILL, center_features=asked)
+    assert bool(seen) is centered
+    if centered:
+        image_processor = pico_processor().image_processor
+        all_pixels = image_processor(images=list(pico_pairs(16)["image"]), return_tensors="pt")["pixel_values"]
+        tokens = run(ancestor_of(ViTModel), all_pixels).last_hidden_state
+        close(seen["ancestor_class_token"], F.normalize(tokens[:, 0], dim=-1).mean(0), 1e-5)
+        close(seen["ancestor_mean_patch"], F.normalize(tokens[:, 1:].mean(1), dim=-1).mean(0), 1e-5)
 
 
 @pytest.mark.parametrize("size", [24, 16])

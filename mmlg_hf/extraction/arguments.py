@@ -84,6 +84,13 @@ class ExtractionArguments(TrainingArguments):
     affinity_weight: float = field(default=0.0, metadata={"help": "weight of affinity distillation (TinyCLIP)"})
     affinity_scale: float = field(default=50.0, metadata={"help": "inverse temperature of the affinities"})
     feature_weight: float = field(default=1.0, metadata={"help": "weight of feature distillation (CLIP-KD)"})
+    center_features: bool | None = field(
+        default=None,
+        metadata={
+            "help": "take the ancestor's mean output out before features are compared; None does so for a ViT, whose "
+            "features share much, and not for embeddings"
+        },
+    )
     contrastive_weight: float = field(default=0.0, metadata={"help": "weight of the hard contrastive loss (CLIP)"})
     distillation_temperature: float = field(default=1.0, metadata={"help": "T of an image gene's soft distillation"})
     cache_ancestor: bool = field(

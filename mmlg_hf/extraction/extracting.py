@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import torch
 from datasets import IterableDataset
 from PIL import Image
+from torch import Tensor
 from transformers import Dinov2ForImageClassification, Dinov2Model, PreTrainedModel, set_seed
 
 from ..configuration_learngene import LearngeneConfig
@@ -24,6 +26,7 @@ from ..training.batches import check_rows
 from ..training.resuming import output_of
 from ..training.trainer import ImageTextCollator
 from .ancestors import (
+    ancestor_outputs,
     copy_outer_weights,
     describe_ancestor,
     gene_config,
@@ -124,6 +127,7 @@ def extract_learngene(
     if args.ancestor_dtype is not None:  # a copy: the caller's model stays as it is
         imitated = copy.deepcopy(imitated).to(read_dtype(args.ancestor_dtype))
     imitated = imitated.to(args.device)
+    centers = _mean_outputs(imitated, train, collator, args) if _centers_features(imitated, args) else None
     gene.config.ancestor, gene.processor = described, processor
     if args.cache_ancestor and isinstance(train, PictureRows):
         folder = args.ancestor_cache_dir or output / "ancestor_outputs"
@@ -134,6 +138,7 @@ def extract_learngene(
         gene,
         args,
         ancestor=imitated,
+        centers=centers,
         data_collator=collator,
         train_dataset=train,
         eval_dataset=evaluation,
@@ -308,6 +313,26 @@ def _make_gene(
         for name in config.kin.whole:  # no loss reaches the scale of the logits: it stays the ancestor's
             getattr(gene, name).requires_grad_(False)
     return gene, ancestor, turned
+
+
+def _centers_features(ancestor: Any, args: ExtractionArguments) -> bool:
+    if args.center_features is None:
+        return not is_classifier(ancestor) and not reads_texts(ancestor)
+    return args.center_features and not is_classifier(ancestor)
+
+
+@torch.no_grad()
+def _mean_outputs(
+    ancestor: Any, data: Any, collator: AncestorCollator, args: ExtractionArguments
+) -> dict[str, Tensor]:
+    """The mean of each of the ancestor's outputs over the first rows, [D] by `output_columns`."""
+    rows = list(islice(data, args.rotation_rows))
+    sums: dict[str, Tensor] = {}
+    for batch in _Batches(rows, collator):
+        batch = {name: value.to(args.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        for name, values in ancestor_outputs(ancestor, batch).items():
+            sums[name] = sums.get(name, torch.zeros(())) + values.sum(0).cpu()
+    return {name: total / len(rows) for name, total in sums.items()}
 
 
 def _collator(processor: Any, ancestor: Any) -> AncestorCollator:

@@ -93,14 +93,18 @@ class ExtractionTrainer(WholeBatchTrainer):
         args: `ExtractionArguments`. With a `muon_learning_rate` Muon trains the blocks' matrices and the optimizer
             that `args` (or `optimizer_cls_and_kwargs`) names everything else; `optimizers` replaces both.
         ancestor: the frozen model; its outputs are computed where the rows do not carry them.
+        centers: means of its outputs [D] by `output_columns`, which the feature loss takes out of both sides; None
+            takes nothing out.
         kwargs: as of `Trainer`. `compute_metrics` is given the gene's outputs as predictions and the ancestor's as
             labels: (image_embeds, text_embeds) each, (class token, mean of patches) each, or logits.
     """
 
     args: Any
 
-    def __init__(self, model: Any, args: Any, *, ancestor: Any, **kwargs: Any) -> None:
-        self.ancestor = ancestor
+    def __init__(
+        self, model: Any, args: Any, *, ancestor: Any, centers: Mapping[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        self.ancestor, self.centers = ancestor, centers or {}
         self._parts: dict[str, list[Tensor]] = {}
         if args.muon_learning_rate and kwargs.get("optimizers", (None, None))[0] is None:
             rest = kwargs.get("optimizer_cls_and_kwargs") or _optimizer_of(args, model)
@@ -167,7 +171,11 @@ class ExtractionTrainer(WholeBatchTrainer):
             losses["affinity"] = args.affinity_weight * affinity
         if args.feature_weight:
             # The embedding of a narrower SigLIP is the leading part of its ancestor's.
-            distances = [feature_distillation_loss(o, t[:, : o.shape[1]]) for o, t in zip(own, theirs, strict=True)]
+            distances = []
+            for name, ours, targeted in zip(output_columns(self.ancestor), own, theirs, strict=True):
+                size, center = ours.shape[1], self.centers.get(name)
+                center = None if center is None else center[:size]
+                distances.append(feature_distillation_loss(ours, targeted[:, :size], center))
             losses["feature"] = args.feature_weight * torch.stack(distances).mean()
         if args.contrastive_weight:
             logit_scale = self.accelerator.unwrap_model(model).logit_scale.exp()

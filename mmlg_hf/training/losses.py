@@ -263,7 +263,7 @@ def _soft_cross_entropy(own: Tensor, others: Tensor, theirs: Tensor, their_other
     return _mean_over_rows(summed, 2 * len(others), own, theirs.detach())
 
 
-def feature_distillation_loss(embeds: Tensor, ancestor_embeds: Tensor) -> Tensor:
+def feature_distillation_loss(embeds: Tensor, ancestor_embeds: Tensor, center: Tensor | None = None) -> Tensor:
     """Feature distillation of CLIP-KD (Yang et al., CVPR 2024), on one modality's embeddings.
 
     The squared distance ||e/|e| - a/|a|||^2, summed over D, between 0 and 4, so that a weight means the same for every
@@ -272,6 +272,8 @@ def feature_distillation_loss(embeds: Tensor, ancestor_embeds: Tensor) -> Tensor
     Args:
         embeds: our rows [B, D], normalised here.
         ancestor_embeds: the ancestor's rows [B, D], normalised here.
+        center: mean of the ancestor's normalised rows [D], taken out of both sides before they are normalised again:
+            where all rows share much, what sets them apart would hardly count. None takes nothing out.
 
     Returns:
         The mean over this process's rows, a scalar.
@@ -287,6 +289,8 @@ def feature_distillation_loss(embeds: Tensor, ancestor_embeds: Tensor) -> Tensor
         )
     own = F.normalize(embeds.float(), dim=-1)
     ancestor = F.normalize(ancestor_embeds.detach().float(), dim=-1)
+    if center is not None:
+        own, ancestor = (F.normalize(rows - center.to(rows), dim=-1) for rows in (own, ancestor))
     return (own - ancestor).square().sum(dim=-1).mean()
 
 
