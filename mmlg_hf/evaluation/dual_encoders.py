@@ -19,6 +19,7 @@ from .labels import LABEL_COLUMN_NAMES, class_list, class_numbers, find_label_co
 from .measuring import (
     as_items,
     check_batch_size,
+    device_of,
     explained,
     image_inputs,
     image_values,
@@ -305,7 +306,7 @@ def evaluate_retrieval(
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "progress": progress}
     text_embeds = embed_texts(model, texts, processor, **options)
     image_embeds = embed_images(model, image_values(dataset, image_column), processor, **options)
-    place = next(model.parameters()).device
+    place = device_of(model) if device is None else torch.device(device)
     if place.type == "cuda":  # others lack the sums in float64
         image_embeds = image_embeds.to(place)
     return retrieval_results(image_embeds, text_embeds, owners)
