@@ -185,14 +185,23 @@ def test_a_model_is_left_as_it_was_found_also_where_measuring_fails(which):
 
 
 def test_a_model_is_moved_to_the_device_and_back(monkeypatch):
-    model, rows, places = pico_clip(), pico_pairs(2), []
-    stock = CLIPModel.to
+    model, rows, places, ranked = pico_clip(), pico_pairs(2), [], []
+    stock, stock_tensor = CLIPModel.to, torch.Tensor.to
+
+    def to(tensor, *args, **kwargs):
+        if args and str(args[0]) == "cuda":  # which is not there
+            ranked.append(list(tensor.shape))
+            return tensor
+        return stock_tensor(tensor, *args, **kwargs)
+
     monkeypatch.setattr(CLIPModel, "to", lambda self, device: places.append(str(device)) or stock(self, "cpu"))
+    monkeypatch.setattr(torch.Tensor, "to", to)
     evaluate_retrieval(model, rows, pico_processor(), device="cuda")
     assert places == ["cuda", "cpu"] * 2  # for the texts and for the images
+    assert ranked == [[2, 16]]  # the embeddings of the images, and by them all that is compared with them
     places.clear()
     evaluate_retrieval(model, rows, pico_processor(), device="cpu")
-    assert places == []
+    assert (places, len(ranked)) == ([], 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
