@@ -28,8 +28,9 @@ def plot_comparison(record: dict[str, Any], path: str | os.PathLike) -> None:
     if any(time is None for time in times):  # some take pictures alone, others texts alone
         taken = "input"
         times = [row["milliseconds_picture"] or row["milliseconds_text"] for row in rows]
-    _panel(panels[0], times, heights, rows, f"milliseconds for one {taken}, in torch")
-    _panel(panels[1], [row["megabytes"] for row in rows], heights, rows, "megabytes")
+    names, gene = _short_names([row["name"] for row in rows])
+    _panel(panels[0], times, heights, names, f"milliseconds for one {taken}, in torch")
+    _panel(panels[1], [row["megabytes"] for row in rows], heights, names, "megabytes")
     small = [(megabytes_of(row, "int8"), height) for row, height in zip(rows, heights, strict=True)]
     if shown is None and all(size is not None for size, _ in small):
         panels[1].plot(*zip(*small, strict=True), "s", color="C1", label="exported in int8")
@@ -37,7 +38,7 @@ def plot_comparison(record: dict[str, Any], path: str | os.PathLike) -> None:
     title = _title(shown) if shown else "million parameters"
     panels[0].set_ylabel(title)
     panels[0].set_ylim(0, None)
-    figure.suptitle(f"{record['machine']}", fontsize="small", color="0.4")
+    figure.suptitle(", ".join(filter(None, (gene, record["machine"]))), fontsize="small", color="0.4")
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", metadata={"Software": None})
 
@@ -47,15 +48,22 @@ def _title(figure: str) -> str:
     return f"{words} (%)"
 
 
-def _panel(panel: Any, costs: list[float], heights: list[float], rows: list[dict[str, Any]], title: str) -> None:
-    order = sorted(range(len(rows)), key=costs.__getitem__)
+def _short_names(names: list[str]) -> tuple[list[str], str | None]:
+    """Sizes alone, and the gene's name, where all are sizes of one gene; else the names as they are, and None."""
+    genes = {name.rpartition("@")[0] for name in names}
+    gene = next(iter(genes)) if len(genes) == 1 else ""
+    return ([name.rpartition("@")[2] for name in names], gene) if gene else (names, None)
+
+
+def _panel(panel: Any, costs: list[float], heights: list[float], names: list[str], title: str) -> None:
+    order = sorted(range(len(costs)), key=costs.__getitem__)
     panel.plot([costs[i] for i in order], [heights[i] for i in order], "-", color="0.8", linewidth=1, zorder=1)
     panel.plot(costs, heights, "o", color="C0", markersize=6, zorder=2)
     limit = max(costs)
-    for cost, height, row in zip(costs, heights, rows, strict=True):
+    for cost, height, name in zip(costs, heights, names, strict=True):
         right = cost > 0.6 * limit
         panel.annotate(
-            row["name"],
+            name,
             (cost, height),
             (-8, 5) if right else (7, -12),
             textcoords="offset points",

@@ -105,7 +105,7 @@ def main() -> None:
         print(f"transformers' source distribution or parameterized cannot be had: {error}", file=sys.stderr)
         raise SystemExit(0 if options.if_available else 1) from None
     files = prepare(source, options.cases or known)
-    # Two thirds of the time: each kind of attention in each precision with each padding, and tuples against dictionaries.
+    # Two thirds of the time: each attention in each precision with each padding, and tuples against dictionaries.
     chosen = ["-k", "not eager_matches and not outputs_equivalence"] if options.quick else []
     raise SystemExit(run(source, files, options.work.resolve() / "site", [*chosen, *arguments[cut + 1 :]]))
 

@@ -12,6 +12,7 @@ from mmlg_hf import LearngeneError, evaluate_retrieval
 from mmlg_hf.cli import app
 from mmlg_hf.export import compare_models, load_exportable, plot_comparison
 from mmlg_hf.export import measures as measures_module
+from mmlg_hf.export.plots import _short_names
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +99,9 @@ def test_a_classifier_has_no_recall(tmp_path):
     save("image_classifier", tmp_path / "classifier")
     with pytest.raises(LearngeneError, match="retrieval takes a model that embeds pictures and texts"):
         compare_models([tmp_path / "classifier"], pico_pairs(4), "retrieval")
+
+
+def test_points_of_one_gene_are_named_by_their_sizes():
+    assert _short_names(["zoo/gene@2x64", "zoo/gene@3x96"]) == (["2x64", "3x96"], "zoo/gene")
+    assert _short_names(["gene@2x64", "other@3x96"]) == (["gene@2x64", "other@3x96"], None)
+    assert _short_names(["one", "two"]) == (["one", "two"], None)
