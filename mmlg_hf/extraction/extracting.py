@@ -26,7 +26,6 @@ from ..training.batches import check_rows
 from ..training.resuming import output_of
 from ..training.trainer import ImageTextCollator
 from .ancestors import (
-    ancestor_outputs,
     copy_outer_weights,
     describe_ancestor,
     gene_config,
@@ -38,7 +37,7 @@ from .ancestors import (
 from .arguments import ExtractionArguments
 from .context import shorten_context
 from .fitting import fit_gene
-from .outputs import cache_ancestor_outputs
+from .outputs import cache_ancestor_outputs, outputs_of_batch
 from .rotation import TURNED, rotate_channels
 from .runs import WriteRun, describe_run, find_checkpoint, recipe
 from .trainer import AncestorCollator, ExtractionTrainer
@@ -127,7 +126,9 @@ def extract_learngene(
     if args.ancestor_dtype is not None:  # a copy: the caller's model stays as it is
         imitated = copy.deepcopy(imitated).to(read_dtype(args.ancestor_dtype))
     imitated = imitated.to(args.device)
-    centers = _mean_outputs(imitated, train, collator, args) if _centers_features(imitated, args) else None
+    centers = (
+        _mean_outputs(imitated, train, collator, args.rotation_rows) if _centers_features(imitated, args) else None
+    )
     gene.config.ancestor, gene.processor = described, processor
     if args.cache_ancestor and isinstance(train, PictureRows):
         folder = args.ancestor_cache_dir or output / "ancestor_outputs"
@@ -321,18 +322,11 @@ def _centers_features(ancestor: Any, args: ExtractionArguments) -> bool:
     return args.center_features and not is_classifier(ancestor)
 
 
-@torch.no_grad()
-def _mean_outputs(
-    ancestor: Any, data: Any, collator: AncestorCollator, args: ExtractionArguments
-) -> dict[str, Tensor]:
-    """The mean of each of the ancestor's outputs over the first rows, [D] by `output_columns`."""
-    rows = list(islice(data, args.rotation_rows))
-    sums: dict[str, Tensor] = {}
-    for batch in _Batches(rows, collator):
-        batch = {name: value.to(args.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        for name, values in ancestor_outputs(ancestor, batch).items():
-            sums[name] = sums.get(name, torch.zeros(())) + values.sum(0).cpu()
-    return {name: total / len(rows) for name, total in sums.items()}
+def _mean_outputs(ancestor: Any, data: Any, collator: AncestorCollator, count: int) -> dict[str, Tensor]:
+    """The mean of each of the ancestor's outputs over the first `count` rows, [D] by `output_columns`."""
+    batches = _Batches(list(islice(data, count)), collator)
+    outputs = [outputs_of_batch(ancestor, collator, batch) for batch in batches]
+    return {name: torch.cat([batch[name] for batch in outputs]).mean(0) for name in outputs[0]}
 
 
 def _collator(processor: Any, ancestor: Any) -> AncestorCollator:

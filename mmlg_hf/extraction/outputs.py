@@ -95,7 +95,7 @@ def cache_ancestor_outputs(
         for number in tqdm(missing, desc="ancestor", disable=None if state.is_main_process else True):
             part = Subset(rows, range(number * shard, min((number + 1) * shard, len(rows))))
             loader = DataLoader(part, batch_size=batch_size, collate_fn=collator, num_workers=num_workers)
-            outputs = [_outputs(ancestor, collator, batch) for batch in loader]
+            outputs = [outputs_of_batch(ancestor, collator, batch) for batch in loader]
             with whole_file(files[number]) as path:
                 save_file({name: torch.cat([batch[name] for batch in outputs]) for name in outputs[0]}, path)
         state.wait_for_everyone()
@@ -105,7 +105,8 @@ def cache_ancestor_outputs(
     return RowsWithOutputs(rows, files, shard)
 
 
-def _outputs(ancestor: Any, collator: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+def outputs_of_batch(ancestor: Any, collator: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Return `ancestor_outputs` of a batch on the ancestor's device, on the CPU; the collator's `finish` is called."""
     device = next(ancestor.parameters()).device
     batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
     finish = getattr(collator, "finish", None)
