@@ -235,10 +235,26 @@ def save_wholly(
             with _in_place_of_what_was_there(folder):
                 _move_files(Path(beside), folder)
     if processor is not None:
-        processor.save_pretrained(save_directory)
+        save_processor(processor, save_directory)
     if push_to_hub:
         # Not by the stock keyword, which uploads what the stock method itself has written.
         model.push_to_hub(upload.pop("repo_id", Path(save_directory).name), token=kwargs.get("token"), **upload)
+
+
+def save_processor(processor: Any, save_directory: str | os.PathLike) -> None:
+    """Save a processor or tokenizer as it is, without what its last call and its loading left in the tokenizer.
+
+    transformers keeps the truncation and padding of the last call in the tokenizer that it saves, where whoever reads
+    `tokenizer.json` by the tokenizers library alone would get them, and writes down whether it was loaded from a disk.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()  # each call of the transformers tokenizer sets its own again
+        backend.no_padding()
+    for name in ("is_local", "local_files_only"):
+        getattr(tokenizer, "init_kwargs", {}).pop(name, None)
+    processor.save_pretrained(save_directory)
 
 
 def _move_files(source: Path, target: Path) -> None:

@@ -95,6 +95,17 @@ def test_the_processor_comes_with_the_gene_and_goes_with_its_descendants(gene, f
     assert again.image_processor.to_dict() == gene.processor.image_processor.to_dict()
 
 
+def test_what_the_last_call_and_the_loading_left_in_a_tokenizer_is_not_saved(gene, tmp_path):
+    gene.save_pretrained(tmp_path / "first")
+    loaded = load_learngene(tmp_path / "first")
+    loaded.processor.tokenizer(["a red square", "a"], truncation=True, max_length=4, padding="longest")
+    loaded.save_pretrained(tmp_path / "second")
+    stored = json.loads((tmp_path / "second" / "tokenizer.json").read_text())
+    assert stored["truncation"] is None and stored["padding"] is None
+    settings = json.loads((tmp_path / "second" / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only"} & set(settings)
+
+
 def test_a_gene_without_a_processor_loads_and_says_so_when_asked_for_it(tmp_path):
     multimodal_gene().save_pretrained(tmp_path)
     assert load_learngene(tmp_path).processor is None

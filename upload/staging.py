@@ -14,7 +14,7 @@ from mmlg_hf.cards import save_model_card
 from mmlg_hf.clip_moe import load_from_deltas
 from mmlg_hf.descendants import from_learngene, load_learngene
 from mmlg_hf.errors import LearngeneError
-from mmlg_hf.saving import write_json
+from mmlg_hf.saving import save_processor, write_json
 
 from .manifest import SPACE, Artifact, Manifest
 from .space import stage_space
@@ -91,7 +91,7 @@ def _stage_mixture(artifact: Artifact, manifest: Manifest, folder: Path, namespa
     mixture = load_from_deltas(manifest.root / source["deltas"], loaded)
     _name_gene(mixture.config, f"{namespace}/{gene.name}")
     mixture.save_pretrained(folder, with_code=True)
-    loaded.processor.save_pretrained(folder)
+    save_processor(loaded.processor, folder)
 
 
 def _name_bases(path: Path, manifest: Manifest, namespace: str) -> None:

@@ -31,7 +31,7 @@ from benchmarks.common.fashion import (
 from benchmarks.common.options import parse
 from benchmarks.common.training import training
 from mmlg_hf.extraction.vocabulary import trim_embedding, trim_tokenizer
-from mmlg_hf.saving import whole_folder
+from mmlg_hf.saving import save_processor, whole_folder
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator, with_muon
 
 HOW = ("learning_rate", "muon_learning_rate", "seed", "torch_compile")  # options that training takes as they are
@@ -73,7 +73,7 @@ def train_ancestor(
     by_muon = with_muon(args, muon_learning_rate) if muon_learning_rate else None
     trainer = ContrastiveTrainer(model, args, collator, train, optimizer_cls_and_kwargs=by_muon)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if Path(output).exists() else None)
-    processor.save_pretrained(output)
+    save_processor(processor, output)
     model.save_pretrained(output)  # last: what is there then is whole
 
 

@@ -20,6 +20,7 @@ from benchmarks.common.results import read
 from benchmarks.common.training import training
 from mmlg_hf import from_learngene
 from mmlg_hf.alignment import DualEncoderModel, align, processor_of_pair
+from mmlg_hf.saving import save_processor
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 
 GENE = "mmlg-fashion-48"
@@ -55,7 +56,7 @@ def main() -> None:
     if folder.exists():
         shutil.rmtree(folder)
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_processor(processor, folder)
     loaded: Any = DualEncoderModel.from_pretrained(folder)  # what is measured is what is stored
     megabytes = round((folder / "model.safetensors").stat().st_size / 1e6, 2)
     after = card_row("aligned pair", model=loaded, steps=options.steps, **row, megabytes=megabytes)

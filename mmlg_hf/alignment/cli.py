@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ..saving import check_writable
+from ..saving import check_writable, save_processor
 from ..shell.devices import Device, train_on
 from ..shell.options import (
     BatchSize,
@@ -124,7 +124,7 @@ def align(
         trainer = ContrastiveTrainer(model, args, train_dataset=rows, data_collator=collator)
         trainer.train(resume_from_checkpoint=checkpoint)
         model.save_pretrained(output, trained_only=False if whole else None)
-        processor.save_pretrained(output)
+        save_processor(processor, output)
         write_card(output, model.config, repo_id=str(output))
         after = _retrieval(model, held_out, processor, columns, args.device)
     size = (output / "model.safetensors").stat().st_size

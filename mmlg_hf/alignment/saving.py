@@ -12,6 +12,7 @@ from transformers.utils.hub import cached_file
 from ..checkpoints import read_tensors
 from ..errors import LearngeneError, first_line
 from ..hub import upload_folder_of
+from ..saving import save_processor
 from .encoders import check_base, load_base
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def push(
     def write(folder: Path) -> None:
         model.save_pretrained(folder, trained_only=trained_only)
         if processor is not None:
-            processor.save_pretrained(folder)
+            save_processor(processor, folder)
         write_card(folder, model.config, repo_id=repo_id, **card)
 
     return str(upload_folder_of(repo_id, write, **settings))

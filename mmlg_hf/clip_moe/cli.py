@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from ..errors import LearngeneError, first_line
-from ..saving import check_writable, whole_folder
+from ..saving import check_writable, save_processor, whole_folder
 from ..shell.devices import Device, train_on
 from ..shell.options import (
     BatchSize,
@@ -95,7 +95,7 @@ def upcycle(
     processor = _processor(base)
     with whole_folder(output) as folder:
         mixture.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        save_processor(processor, folder)
     counts = count_parameters(mixture)
     if as_json:
         print_json({"output": str(output), "experts": len(given) + 1, "parameters": counts})

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from ..data.identity import begin_run, fingerprint_model
 from ..errors import LearngeneError, first_line
-from ..saving import check_writable, whole_file, whole_folder, write_json
+from ..saving import check_writable, save_processor, whole_file, whole_folder, write_json
 from ..training.resuming import last_checkpoint, output_of
 from ..training.trainer import ContrastiveTrainer, ImageTextCollator
 from .clusters import ClusterReport, ClusterSampler, accumulate, cluster_pairs, embed_pairs, report_clusters
@@ -233,7 +233,7 @@ def _train_stage(
         with whole_folder(folder / "expert") as ready:
             trainer.accelerator.unwrap_model(model).save_pretrained(ready)
             if processor is not None:
-                processor.save_pretrained(ready)
+                save_processor(processor, ready)
         record = report.as_dict() | {"steps": result.global_step, "loss": result.training_loss}
         write_json(folder / "stage.json", record | {"seconds": result.metrics["train_runtime"]}, indent=1)
         shutil.rmtree(stage_args.output_dir, ignore_errors=True)
