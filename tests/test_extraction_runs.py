@@ -133,6 +133,21 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(begun, tmp_path):
         torch.testing.assert_close(again.state_dict()[name], weight, rtol=0, atol=0)
 
 
+def test_a_run_that_is_gone_on_with_tells_all_its_seconds_and_the_loss_of_all_its_steps(tmp_path):
+    whole = extract(tmp_path / "whole", max_steps=4, logging_steps=1).config.recipe
+    extract(tmp_path / "cut", max_steps=4, logging_steps=1)
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / "cut" / f"checkpoint-{step}")
+    state = tmp_path / "cut" / "checkpoint-2" / "trainer_state.json"
+    kept = json.loads(state.read_text())
+    assert 0 < kept["stateful_callbacks"]["Stopwatch"]["args"]["before"] < 60
+    kept["stateful_callbacks"]["Stopwatch"]["args"]["before"] = 1000.0
+    state.write_text(json.dumps(kept))
+    gone_on = extract(tmp_path / "cut", resume=True, max_steps=4, logging_steps=1).config.recipe
+    assert 1000 <= gone_on["seconds"] < 1060
+    assert gone_on["train_loss"] == pytest.approx(whole["train_loss"], abs=1e-4)  # logged losses are rounded
+
+
 def test_a_run_may_be_made_longer_and_not_shorter(begun, tmp_path):
     shutil.copytree(begun, tmp_path / "run")
     assert extract(tmp_path / "run", resume=True, max_steps=3).config.recipe["steps"] == 3

@@ -101,7 +101,8 @@ def test_what_the_last_call_and_the_loading_left_in_a_tokenizer_is_not_saved(gen
     loaded.processor.tokenizer(["a red square", "a"], truncation=True, max_length=4, padding="longest")
     loaded.save_pretrained(tmp_path / "second")
     stored = json.loads((tmp_path / "second" / "tokenizer.json").read_text())
-    assert stored["truncation"] is None and stored["padding"] is None
+    assert stored["truncation"] is None
+    assert stored["padding"] is None
     settings = json.loads((tmp_path / "second" / "tokenizer_config.json").read_text())
     assert not {"is_local", "local_files_only"} & set(settings)
 

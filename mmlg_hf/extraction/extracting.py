@@ -2,7 +2,6 @@
 
 import copy
 import os
-import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -39,7 +38,7 @@ from .context import shorten_context
 from .fitting import fit_gene
 from .outputs import cache_ancestor_outputs, outputs_of_batch
 from .rotation import TURNED, rotate_channels
-from .runs import WriteRun, describe_run, find_checkpoint, recipe
+from .runs import Stopwatch, WriteRun, describe_run, find_checkpoint, recipe
 from .trainer import AncestorCollator, ExtractionTrainer
 from .vit import stock_vit
 from .vocabulary import read_corpus, trim_embedding, trim_tokenizer
@@ -119,7 +118,9 @@ def extract_learngene(
         evaluation = _process(evaluation, model, processor, args)
         check_rows(evaluation, args.eval_batch_size, args.world_size, "evaluation")
     set_seed(args.seed)
-    started = time.monotonic()  # the rotation, the fit and the ancestor's outputs are part of the price
+    stopwatch = Stopwatch.gone_on_with(
+        checkpoint
+    )  # the rotation, the fit and the ancestor's outputs are part of the price
     gene, turned_model, turned = _make_gene(model, args, train, collator)
     # Embeddings as large as the encoder is wide are turned, too.
     imitated = turned_model if gene.config.kin.embeds_at_width else imitated
@@ -143,12 +144,12 @@ def extract_learngene(
         data_collator=collator,
         train_dataset=train,
         eval_dataset=evaluation,
-        callbacks=[WriteRun(run)],
+        callbacks=[WriteRun(run), stopwatch],
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if not trainer.state.global_step:
         raise LearngeneError("the data gave no complete batch: nothing was trained, so lower the batch size")
-    gene.config.recipe = recipe(args, dataset, train, result, trainer.state, time.monotonic() - started)
+    gene.config.recipe = recipe(args, dataset, train, result, trainer.state, stopwatch)
     gene.config.recipe["turned"] = {modality: round(cosine, 4) for modality, cosine in turned.items()}
     trainer.save_model(str(output))
     return gene.eval()

@@ -3,13 +3,16 @@
 import json
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
@@ -80,6 +83,34 @@ class WriteRun(TrainerCallback):
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():
             write_json(folder / RUN_FILE, self.run)
+
+
+class Stopwatch(TrainerCallback, ExportableState):
+    """Counts the seconds of a run, and keeps them in its checkpoints: a run that is gone on with has all of its own.
+
+    Args:
+        before: seconds up to the checkpoint that is gone on from.
+    """
+
+    def __init__(self, before: float = 0.0) -> None:
+        self.before, self.started = before, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """What the run has taken so far."""
+        return self.before + time.monotonic() - self.started
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes into `trainer_state.json`."""
+        return {"args": {"before": self.seconds}, "attributes": {}}
+
+    @classmethod
+    def gone_on_with(cls, checkpoint: str | None) -> "Stopwatch":
+        """One that begins with the seconds that a checkpoint was written after; None begins with none."""
+        if checkpoint is None:
+            return cls()
+        kept = _read_json(Path(checkpoint, STATE_FILE)).get("stateful_callbacks") or {}
+        return cls(**kept.get(cls.__name__, {}).get("args", {}))
 
 
 def find_checkpoint(
@@ -153,7 +184,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def recipe(args: ExtractionArguments, dataset: Any, train: Any, result: Any, state: Any, seconds: float) -> dict:
+def mean_loss(history: Sequence[Mapping[str, Any]]) -> float | None:
+    """The mean loss of all logged steps, also those before a run was gone on with, which the Trainer's own leaves out.
+
+    Returns None if none was logged.
+    """
+    logged = [(0, 0.0), *((entry["step"], entry["loss"]) for entry in history if "loss" in entry)]
+    total = sum(float(loss) * (step - before) for (before, _), (step, loss) in pairwise(logged))
+    return round(total / logged[-1][0], 5) if logged[-1][0] else None
+
+
+def recipe(
+    args: ExtractionArguments, dataset: Any, train: Any, result: Any, state: Any, stopwatch: Stopwatch
+) -> dict[str, Any]:
     """Collect what the artifact says about how it was made."""
     settings = {name: getattr(args, name) for name in _OWN if name != "ancestor_cache_dir"}
     last: dict[str, Any] = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
@@ -167,9 +210,9 @@ def recipe(args: ExtractionArguments, dataset: Any, train: Any, result: Any, sta
         "weight_decay": args.weight_decay,
         "seed": args.seed,
         **settings,
-        "train_loss": round(result.training_loss, 5),
+        "train_loss": mean_loss(state.log_history) if stopwatch.before else round(result.training_loss, 5),
         "final_losses": {name: value for name, value in last.items() if name.startswith("loss")},
-        "seconds": round(seconds),
+        "seconds": round(stopwatch.seconds),
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "torch": torch.__version__,
