@@ -36,6 +36,7 @@ _MODULE_OF = {
     "extract_learngene": "extraction.extracting",
     "ExtractionArguments": "extraction.arguments",
     "ContrastiveTrainer": "training.trainer",
+    "DistillationTrainer": "extraction.distillation",
     "ImageTextCollator": "data.collation",
     "evaluate_zero_shot": "evaluation.dual_encoders",
     "evaluate_retrieval": "evaluation.dual_encoders",

@@ -6,6 +6,7 @@ _MODULE_OF = {
     "extract_learngene": "extracting",
     "ExtractionArguments": "arguments",
     "ExtractionTrainer": "trainer",
+    "DistillationTrainer": "distillation",
     "load_ancestor": "ancestors",
     "rotate_channels": "rotation",
     "fit_gene": "fitting",

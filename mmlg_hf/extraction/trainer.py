@@ -105,7 +105,6 @@ class ExtractionTrainer(WholeBatchTrainer):
         self, model: Any, args: Any, *, ancestor: Any, centers: Mapping[str, Tensor] | None = None, **kwargs: Any
     ) -> None:
         self.ancestor, self.centers = ancestor, centers or {}
-        self._parts: dict[str, list[Tensor]] = {}
         if args.muon_learning_rate and kwargs.get("optimizers", (None, None))[0] is None:
             rest = kwargs.get("optimizer_cls_and_kwargs") or _optimizer_of(args, model)
             kwargs["optimizer_cls_and_kwargs"] = with_muon(args, args.muon_learning_rate, rest)
@@ -154,8 +153,7 @@ class ExtractionTrainer(WholeBatchTrainer):
             for name, loss in self._losses(model, outputs, targets).items():
                 total = total + loss / len(sizes)
                 if model.training:
-                    key = f"loss_{name}" if size is None else f"loss_{name}_smaller"
-                    self._parts.setdefault(key, []).append(loss.detach())
+                    self.note_part(name if size is None else f"{name}_smaller", loss)
         return total, first
 
     def _losses(self, model: Any, outputs: Any, targets: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -202,14 +200,6 @@ class ExtractionTrainer(WholeBatchTrainer):
             return loss, outputs.logits.float(), targets[LOGITS_COLUMN]
         own = tuple(rows.float() for rows in self._outputs(model, outputs))
         return loss, own, tuple(targets[name] for name in output_columns(self.ancestor))
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean of each part of the loss since the last log of `loss`, over all processes as that is."""
-        if "loss" in logs:
-            for name, values in self._parts.items():
-                logs[name] = round(self.accelerator.gather(torch.stack(values).mean()).mean().item(), 4)
-            self._parts = {}
-        super().log(logs, *args, **kwargs)
 
 
 def contrasts_rows(args: Any, ancestor: Any) -> bool:

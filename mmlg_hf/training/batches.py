@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import has_length
@@ -76,6 +77,7 @@ class WholeBatchTrainer(Trainer):
     - Data without one complete batch are refused.
     - Pictures may come from the collator's workers as 8-bit pixels, which become floats on the device.
     - Evaluation neither changes nor depends on the random state of training.
+    - Parts of the loss that a subclass notes are logged beside it, over the same steps.
     - A loss, or a weight to be saved, that is NaN or infinity stops the run: the last good checkpoint is kept.
     """
 
@@ -90,6 +92,7 @@ class WholeBatchTrainer(Trainer):
             raise LearngeneError(f"learning_rate is {args.learning_rate}: it takes a finite number")
         # The first process would send the others parts of its batches, whose texts have different lengths.
         args.accelerator_config.dispatch_batches = False  # before the accelerator is built from it
+        self._parts: dict[str, list[Tensor]] = {}
         super().__init__(model, args, *others, **kwargs)
         # The same for releases that know no `loss_is_scaled_for_ga`, and take a model with **kwargs to scale its loss.
         self.model_accepts_loss_kwargs = False
@@ -99,6 +102,18 @@ class WholeBatchTrainer(Trainer):
         inputs = super()._prepare_inputs(inputs)
         finish = getattr(self.data_collator, "finish", None)
         return inputs if finish is None else finish(inputs)
+
+    def note_part(self, name: str, loss: Tensor) -> None:
+        """Keep a part of a training step's loss, a scalar, to be logged as `loss_NAME`."""
+        self._parts.setdefault(f"loss_{name}", []).append(loss.detach())
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the mean of each part of the loss since the last log of `loss`, over all processes as that is."""
+        if "loss" in logs:
+            for name, values in self._parts.items():
+                logs[name] = round(self.accelerator.gather(torch.stack(values).mean()).mean().item(), 4)
+            self._parts = {}
+        super().log(logs, *args, **kwargs)
 
     def contrasts_rows(self) -> bool:
         """Whether the loss contrasts the rows of a batch with each other, so that one row teaches nothing."""
