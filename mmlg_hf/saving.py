@@ -241,6 +241,12 @@ def save_wholly(
         model.push_to_hub(upload.pop("repo_id", Path(save_directory).name), token=kwargs.get("token"), **upload)
 
 
+# How a tokenizer was loaded, and what transformers takes for its settings of the truncation and padding in its file.
+_LEFT_IN_TOKENIZERS = (
+    "is_local", "local_files_only", "max_length", "stride", "truncation_strategy", "pad_to_multiple_of",
+)  # fmt: skip
+
+
 def save_processor(processor: Any, save_directory: str | os.PathLike) -> None:
     """Save a processor or tokenizer as it is, without what its last call and its loading left in the tokenizer.
 
@@ -252,7 +258,7 @@ def save_processor(processor: Any, save_directory: str | os.PathLike) -> None:
     if backend is not None:
         backend.no_truncation()  # each call of the transformers tokenizer sets its own again
         backend.no_padding()
-    for name in ("is_local", "local_files_only"):
+    for name in _LEFT_IN_TOKENIZERS:
         getattr(tokenizer, "init_kwargs", {}).pop(name, None)
     processor.save_pretrained(save_directory)
 
