@@ -6,7 +6,9 @@ from pico import pico_clip
 from pico_genes import gene_config
 
 from mmlg_hf.expansion import LAYER_AXES, expand_layers
+from mmlg_hf.extraction import fitting
 from mmlg_hf.extraction.fitting import (
+    _assign,
     fit_blocks,
     fit_gene,
     match_units,
@@ -104,3 +106,25 @@ def test_the_fit_is_that_of_least_squares_in_double_precision(clip):
             solution = torch.linalg.lstsq(design, stack.flatten(1).double(), driver="gelsd").solution
             expected = solution.unflatten(1, stack.shape[1:]).float()
             torch.testing.assert_close(fitted[side][name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_units_are_assigned_so_that_the_sum_is_largest_also_where_two_want_the_same():
+    assert _assign(torch.tensor([[0.0, 5.0, 1.0], [4.0, 3.0, 0.0], [0.0, 1.0, 2.0]])).tolist() == [1, 0, 2]
+    assert _assign(torch.tensor([[3.0, 2.0], [2.9, 0.0]])).tolist() == [1, 0]  # 2 + 2.9 is more than 3 + 0
+
+
+def test_fitting_ends_with_the_round_that_moves_nothing_and_gives_what_more_rounds_do(clip, monkeypatch):
+    def fit(iterations):
+        gene, rounds = LearngeneModel(gene_config(vision_depth=3, text_depth=2, text_width=16)), []
+        monkeypatch.setattr(fitting, "match_units", lambda *given: rounds.append(1) or match_units(*given))
+        left = fit_gene(gene, clip, iterations=iterations)
+        return left, gene.state_dict(), len(rounds)
+
+    most, state, rounds = fit(50)
+    assert rounds < 2 * 50
+    for enough in (rounds // 2 - 1, rounds // 2):  # the last round moved nothing
+        left, same, _ = fit(enough)
+        assert left == most
+        blocks = [name for name in state if "_blocks." in name]
+        assert blocks
+        assert all(torch.equal(state[name], same[name]) for name in blocks)

@@ -7,6 +7,7 @@ from pico_genes import gene_config
 
 from mmlg_hf import LearngeneModel
 from mmlg_hf.expansion import slice_norm_scale
+from mmlg_hf.extraction import rotation
 from mmlg_hf.extraction.rotation import principal_rotation, rotate_channels
 
 
@@ -178,3 +179,21 @@ def test_slices_scale_their_layer_norms_by_the_root_of_the_width_lost(scale_norm
         )
         torch.testing.assert_close(half.get_parameter(key + "bias"), whole.get_parameter(key + "bias")[: width // 2])
     assert slice_norm_scale(width // 2, width) == pytest.approx(2**0.5)
+
+
+def test_turning_reads_its_rows_once_and_compares_the_first_of_them(clip, monkeypatch):
+    inputs, read = batch(), {"CLIPVisionEmbeddings": 0, "CLIPTextEmbeddings": 0}
+    batches = [{name: rows[start : start + 8] for name, rows in inputs.items()} for start in (0, 8, 16)]
+    monkeypatch.setattr(rotation, "COMPARED_ROWS", 9)
+
+    def count(module, given, made):
+        if type(module).__name__ in read:
+            read[type(module).__name__] += len(made)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(count)
+    try:
+        _, kept = rotate_channels(clip, batches)
+    finally:
+        handle.remove()
+    assert read == {"CLIPVisionEmbeddings": 24 + 16, "CLIPTextEmbeddings": 24 + 16}
+    assert kept == {"image": pytest.approx(1, abs=1e-4), "text": pytest.approx(1, abs=1e-4)}

@@ -303,7 +303,9 @@ def _make_gene(
         rows = list(islice(data, args.rotation_rows))
         if not rows:
             raise LearngeneError("the dataset gives no rows: there is nothing to train on")
-        ancestor, turned = rotate_channels(ancestor, _Batches(rows, collator))
+        rotated, turned = rotate_channels(ancestor.to(args.device), _Batches(rows, collator))
+        ancestor.cpu()
+        ancestor = rotated.cpu()
     config = _gene_config(ancestor, args)
     # True says what older genes say: both are turned.
     config.scale_norms = len(turned) == 2 or sorted(turned) or False

@@ -71,13 +71,31 @@ def permute_units(layers: Layers, heads: Tensor, neurons: Tensor, head_size: int
 
 
 def match_units(layers: Layers, wanted: Layers, head_size: int) -> Layers:
-    """Reorder each layer's heads and neurons to lie closest to those of `wanted`, in squared distance."""
-    orders = []
-    for have, want in zip(unit_features(layers, head_size), unit_features(wanted, head_size), strict=True):
-        # Minimising the squared distance is maximising the inner product: the norms do not depend on the order.
-        products = torch.einsum("dif,djf->dij", want, have)
-        orders.append(torch.stack([torch.tensor(linear_sum_assignment(-p.numpy())[1]) for p in products]))
-    return permute_units(layers, orders[0], orders[1], head_size)
+    """Reorder each layer's heads and neurons to lie closest to those of `wanted`, in squared distance.
+
+    Returns:
+        the layers reordered; `layers` itself where all lie closest as they are.
+    """
+    orders: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for number in range(len(layers["mlp.fc1.bias"])):  # one layer at a time: features are copies
+        have, want = (
+            unit_features({name: stack[number : number + 1] for name, stack in each.items()}, head_size)
+            for each in (layers, wanted)
+        )
+        for order, own, other in zip(orders, have, want, strict=True):
+            # Minimising the squared distance is maximising the inner product: norms do not depend on the order.
+            order.append(_assign(other[0] @ own[0].T))
+    heads, neurons = (torch.stack(order) for order in orders)
+    if all(torch.equal(order, torch.arange(order.shape[1]).expand_as(order)) for order in (heads, neurons)):
+        return layers
+    return permute_units(layers, heads, neurons, head_size)
+
+
+def _assign(products: Tensor) -> Tensor:
+    """Return the column of each row, no column twice, by which the sum of products [N, N] is the largest."""
+    best = products.argmax(1)
+    # Where no two rows want the same column each has the most that it can get.
+    return best if len(best.unique()) == len(best) else torch.tensor(linear_sum_assignment(-products.numpy())[1])
 
 
 def order_units(layers: Layers, head_size: int) -> Layers:
@@ -153,7 +171,7 @@ def fit_gene(gene: Any, ancestor: Any, iterations: int = 3) -> dict[str, float]:
         gene: a gene whose encoders have the ancestor's widths; depths may differ from the ancestor's only if the gene
             is to be fitted at the ancestor's own positions l/L, which is what happens.
         ancestor: the stock model; of its family.
-        iterations: rounds of matching heads and neurons; 0 fits the layers as they are.
+        iterations: most rounds of matching heads and neurons; 0 fits the layers as they are.
 
     Returns:
         the share of the layers' squared norm that the fit leaves unexplained, by modality.
@@ -173,7 +191,10 @@ def fit_gene(gene: Any, ancestor: Any, iterations: int = 3) -> dict[str, float]:
         fitted = fit_blocks(layers, coefficients, config.num_multimodal_blocks, sizes, shared)
         rebuilt = {m: expand_layers(fitted["multimodal"], fitted[m], coefficients[m], sizes[m]) for m in layers}
         if remaining:
-            layers = {m: match_units(layers[m], rebuilt[m], heads[m]) for m in layers}
+            matched = {m: match_units(layers[m], rebuilt[m], heads[m]) for m in layers}
+            if all(matched[m] is layers[m] for m in layers):
+                break  # the next round would only repeat this one
+            layers = matched
     for group, blocks in blocks_of.items():
         for name, parameter in blocks.items():
             parameter.copy_(fitted[group][name])

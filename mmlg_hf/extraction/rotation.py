@@ -26,6 +26,8 @@ logger = logging.get_logger(__name__)
 
 # A turned encoder must keep this much of its embeddings; only the norm before an image encoder's layers loses any.
 LEAST_COSINE = 0.99
+# Rows enough to tell: their mean cosine is known to a thousandth long before the stream's moments are.
+COMPARED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class _Stream:
         final: the LayerNorm after the layers.
         readers: what reads it, as far as it is there.
         pre_norm: the LayerNorm before the layers, None without.
-        output: what the embedding is in the model's output.
+        output: what the embedding is in the output of a model of images alone; None of one that embeds both sides.
     """
 
     embeddings: str
@@ -50,7 +52,7 @@ class _Stream:
     final: str
     readers: tuple[str, ...]
     pre_norm: str | None
-    output: str
+    output: str | None = None
 
 
 _CLIP_LAYER: dict[str, Any] = {
@@ -74,11 +76,11 @@ def _clip_like(vision_reader: str, text_reader: str, pre_norm: str | None) -> di
     return {
         "image": _Stream(
             embeddings=vision + "embeddings", layers=vision + "encoder.layers", **_CLIP_LAYER,
-            final=vision + "post_layernorm", readers=(vision_reader,), pre_norm=pre_norm, output="image_embeds",
+            final=vision + "post_layernorm", readers=(vision_reader,), pre_norm=pre_norm,
         ),
         "text": _Stream(
             embeddings=text + "embeddings", layers=text + "encoder.layers", **_CLIP_LAYER,
-            final=text + "final_layer_norm", readers=(text_reader,), pre_norm=None, output="text_embeds",
+            final=text + "final_layer_norm", readers=(text_reader,), pre_norm=None,
         ),
     }  # fmt: skip
 
@@ -123,6 +125,23 @@ _EMBEDDINGS = {
 }
 
 
+class _Found:
+    """What a pass over the batches tells of one stream."""
+
+    def __init__(self) -> None:
+        self.moment: Any = 0  # the mean outer product [D, D] of what its LayerNorms read, but for a factor
+        self.embeddings: list[Tensor] = []  # of each batch, [B, D]
+        self.stretches: list[Tensor] = []  # std(w * c) / std(c) of tokens, c what a norm of weight w before it centres
+
+    def read(self, rows: Tensor, weight: float) -> None:
+        rows = F.layer_norm(rows.float(), rows.shape[-1:])  # [N, D]
+        self.moment = self.moment + weight * (rows.T @ rows).cpu().double() / len(rows)
+
+    def stretch(self, norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        rows = F.layer_norm(inputs[0].float(), inputs[0].shape[-1:], eps=norm.eps)
+        self.stretches.append((rows * norm.weight).std(dim=-1, correction=0).flatten().cpu())
+
+
 @torch.no_grad()
 def rotate_channels(
     ancestor: Any, batches: Sequence[Mapping[str, Tensor]], least_cosine: float = LEAST_COSINE
@@ -141,13 +160,13 @@ def rotate_channels(
         ancestor: `CLIPModel`, `MetaClip2Model`, `SiglipModel`, `ViTModel` or `ViTForImageClassification`; left as it
             is.
         batches: `pixel_values` [B, 3, H, W] and, with a text side, `input_ids` [B, T], and `attention_mask` [B, T]
-            where the model takes one, to read the stream from; read several times, and nothing of them is kept but
-            sums.
+            where the model takes one, to read the stream from; read once, but for those compared, and nothing of them
+            is kept but sums and embeddings.
         least_cosine: an encoder whose turned embeddings fall below this is left as it is.
 
     Returns:
-        the copy, and for each modality that was turned how near its embeddings are to the ancestor's on the batches:
-        the mean cosine, both sides' means over the batches taken out.
+        the copy, and for each modality that was turned how near its embeddings are to the ancestor's: the mean cosine,
+        both sides' means taken out, over the first batches that hold `COMPARED_ROWS`.
 
     Raises:
         LearngeneError: if it is no model of these classes.
@@ -157,9 +176,9 @@ def rotate_channels(
         raise LearngeneError(f"a {family} cannot be turned: give one of {', '.join(TURNED)}")
     model = deepcopy(ancestor).eval()
     streams = _STREAMS[family]
-    moments = _read_moments(model, streams, batches)
-    readouts = {modality: _turn_stream(model, s, moments[modality], batches) for modality, s in streams.items()}
-    kept = _compare(ancestor, model, streams, readouts, batches)
+    found = _read_streams(model, streams, batches)
+    readouts = {modality: _turn_stream(model, s, found[modality]) for modality, s in streams.items()}
+    kept = _compare(model, streams, found, readouts, batches)
     for modality, cosine in list(kept.items()):
         logger.info(f"the turned {modality} encoder keeps a cosine of {cosine:.4f} to the ancestor's")
         if not cosine >= least_cosine:
@@ -169,37 +188,47 @@ def rotate_channels(
             )
             _restore(model, ancestor, streams[modality])
     if family in _EMBEDDINGS:
-        _turn_embedding_space(model, _EMBEDDINGS[family], _embedding_moment(model, streams, batches))
+        _turn_embedding_space(model, _EMBEDDINGS[family], _embedding_moment(found))
     return model, kept
 
 
 def _compare(
-    ancestor: Any,
     turned: Any,
     streams: Mapping[str, _Stream],
+    found: Mapping[str, _Found],
     readouts: Mapping[str, nn.Module | None],
     batches: Iterable[Mapping[str, Tensor]],
 ) -> dict[str, float]:
-    """Return the mean centred cosine of both models' embeddings, by modality."""
-    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {modality: [] for modality in streams}
+    """Return the mean centred cosine of the turned model's embeddings and the ancestor's, by modality.
+
+    Taken over the first batches, as many as hold `COMPARED_ROWS`.
+    """
+    ours: dict[str, list[Tensor]] = {modality: [] for modality in streams}
+    compared = 0
     for batch in batches:
-        theirs, ours = (_embeddings(model, streams, batch) for model in (ancestor, turned))
-        for modality, found in pairs.items():
-            readout = readouts[modality]
-            found.append((theirs[modality], ours[modality] if readout is None else readout(ours[modality])))
+        for modality, rows in ours.items():
+            embeddings, readout = _embed(turned, modality, streams[modality], batch), readouts[modality]
+            rows.append((embeddings if readout is None else readout(embeddings)).cpu())
+        compared += len(batch["pixel_values"])
+        if compared >= COMPARED_ROWS:
+            break
     cosines = {}
-    for modality, found in pairs.items():
-        before, after = (torch.cat(rows).cpu() for rows in zip(*found, strict=True))
+    for modality, rows in ours.items():
+        before, after = torch.cat(found[modality].embeddings[: len(rows)]), torch.cat(rows)
         centred = (before - before.mean(0), after - after.mean(0)) if len(before) > 1 else (before, after)
         cosines[modality] = F.cosine_similarity(*centred).mean().item()
     return cosines
 
 
-def _embeddings(model: Any, streams: Mapping[str, _Stream], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The embeddings [B, D] of a batch by modality; of features one for each token the class token's."""
-    output = model(**_inputs(model, batch))
-    found = {modality: getattr(output, stream.output).float() for modality, stream in streams.items()}
-    return {modality: rows[:, 0] if rows.dim() == 3 else rows for modality, rows in found.items()}
+def _embed(model: Any, modality: str, stream: _Stream, batch: Mapping[str, Tensor]) -> Tensor:
+    """One side's embeddings [B, D] of a batch; of features one for each token the class token's."""
+    inputs = _inputs(model, batch)
+    if stream.output is not None:
+        rows = getattr(model(**inputs), stream.output).float()
+        return rows[:, 0] if rows.dim() == 3 else rows
+    pixels = inputs.pop("pixel_values")
+    output = model.get_image_features(pixels) if modality == "image" else model.get_text_features(**inputs)
+    return F.normalize(output.pooler_output.float(), dim=-1)
 
 
 def _inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -230,23 +259,21 @@ def principal_rotation(moment: Tensor) -> Tensor:
     return (reflection @ components.T).float()
 
 
-def _read_moments(
+def _read_streams(
     model: Any, streams: Mapping[str, _Stream], batches: Iterable[Mapping[str, Tensor]]
-) -> dict[str, Tensor]:
-    """Return, per modality, the mean outer product [D, D] of what its LayerNorms read.
+) -> dict[str, _Found]:
+    """Read each stream in one pass over the batches, and what the model makes of them.
 
     Each layer's two LayerNorms count once, and the final one, which all of the output passes, as often as the layers.
     """
-    moments: dict[str, Tensor] = {}
+    found = {modality: _Found() for modality in streams}
     mask: Tensor | None = None
     handles = []
 
     def reader(modality: str, weight: float):
         def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows = F.layer_norm(inputs[0].float(), inputs[0].shape[-1:])
-            masked = modality == "text" and mask is not None and rows.dim() == 3
-            rows = rows[mask] if masked else rows.flatten(0, -2)
-            moments[modality] = moments.get(modality, 0) + weight * (rows.T @ rows).cpu().double() / len(rows)
+            masked = modality == "text" and mask is not None and inputs[0].dim() == 3
+            found[modality].read(inputs[0][mask] if masked else inputs[0].flatten(0, -2), weight)
 
         return read
 
@@ -256,26 +283,27 @@ def _read_moments(
             handles.append(norm.register_forward_pre_hook(reader(modality, 1.0)))
         final = model.get_submodule(stream.final)
         handles.append(final.register_forward_pre_hook(reader(modality, 2.0 * len(layers))))
+        if stream.pre_norm is not None:
+            pre_norm = model.get_submodule(stream.pre_norm)
+            handles.append(pre_norm.register_forward_pre_hook(found[modality].stretch))
     try:
         for batch in batches:
-            inputs = _inputs(model, batch)
-            mask = inputs["attention_mask"].bool() if "attention_mask" in inputs else None
-            model(**inputs)
+            mask = batch["attention_mask"].to(model.device).bool() if "attention_mask" in batch else None
+            for modality, stream in streams.items():
+                found[modality].embeddings.append(_embed(model, modality, stream, batch).cpu())
     finally:
         for handle in handles:
             handle.remove()
-    return moments
+    return found
 
 
-def _turn_stream(
-    model: Any, stream: _Stream, moment: Tensor, batches: Iterable[Mapping[str, Tensor]]
-) -> nn.Module | None:
+def _turn_stream(model: Any, stream: _Stream, found: _Found) -> nn.Module | None:
     """Turn all that reads and writes one stream, in place; where features are the output, return their way back."""
     embeddings = model.get_submodule(stream.embeddings)
-    rotation = principal_rotation(moment).to(next(embeddings.parameters()).device)
+    rotation = principal_rotation(found.moment).to(next(embeddings.parameters()).device)
     if stream.pre_norm is not None:
         norm = model.get_submodule(stream.pre_norm)
-        _fold_pre_norm(norm, embeddings, _mean_ratio(norm, embeddings, batches))
+        _fold_pre_norm(norm, embeddings, torch.cat(found.stretches).mean().item())
         norm.bias.copy_(rotation @ norm.bias)
     _turn_embeddings(embeddings, rotation)
     for layer in model.get_submodule(stream.layers):
@@ -299,17 +327,6 @@ def _restore(model: Any, ancestor: Any, stream: _Stream) -> None:
     for name in (stream.embeddings, stream.layers, stream.final, *stream.readers, stream.pre_norm):
         if name and getattr(model, name.partition(".")[0]) is not None:
             model.get_submodule(name).load_state_dict(ancestor.get_submodule(name).state_dict())
-
-
-def _mean_ratio(norm: Any, embeddings: Any, batches: Iterable[Mapping[str, Tensor]]) -> float:
-    """Return the mean over tokens of std(w * c) / std(c), c the centred embedding and w the first norm's weight."""
-    total, count = 0.0, 0
-    for batch in batches:
-        embedded = embeddings(batch["pixel_values"].to(norm.weight.device)).float()  # [B, N, D]
-        rows = F.layer_norm(embedded, embedded.shape[-1:], eps=norm.eps)
-        total += (rows * norm.weight).std(dim=-1, correction=0).sum().item()
-        count += rows.shape[0] * rows.shape[1]
-    return total / count
 
 
 def _fold_pre_norm(norm: Any, embeddings: Any, ratio: float) -> None:
@@ -371,13 +388,10 @@ def _reading(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     return (module.weight, module.bias) if isinstance(module, nn.Linear) else None
 
 
-def _embedding_moment(model: Any, streams: Mapping[str, _Stream], batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
-    """Return the mean outer product [D, D] of the normalised embeddings, both sides counting the same."""
-    total: Any = 0
-    for batch in batches:
-        for rows in _embeddings(model, streams, batch).values():
-            total = total + (rows.T @ rows).cpu().double()
-    return total
+def _embedding_moment(found: Mapping[str, _Found]) -> Tensor:
+    """Return the sum of outer products [D, D] of the normalised embeddings, both sides counting the same."""
+    rows = torch.cat([batch for side in found.values() for batch in side.embeddings])
+    return rows.double().T @ rows.double()
 
 
 def _turn_embedding_space(model: Any, space: _Embedding, moment: Tensor) -> None:
