@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 
@@ -74,6 +75,8 @@ class HubDouble:
         }
         self.lock = threading.RLock()
         self.requests: list[Request] = []
+        # Called when a request has arrived, when it has been answered, and after each piece of a file that drips.
+        self.on_moment: Callable[[], None] = lambda: None
         self._faults: list[Fault] = []
         handler = type("BoundHandler", (HubRequestHandler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
