@@ -70,6 +70,9 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         self.route = re.sub(r"^(/api)?/spaces/", lambda found: "/api/models/" if found[1] else "/", parts.path)
         self.kind = "model" if self.route == parts.path else "space"
         self.body = self._read_body()
+        if len(self.body) < int(self.headers.get("Content-Length") or 0):  # the client is gone
+            self.close_connection = True
+            return
         self.hub.on_moment()
         self.fault = self.hub.take_fault(self.command, unquote(self.route))
         if self.fault is not None and self.fault.kind == "status":

@@ -1,8 +1,9 @@
 """What is killed: commands that write folders, and programs between a folder and a double of the Hub.
 
 A job can run undisturbed, which tells how long it takes and what its result is, and it can be killed at a moment of
-that and go on. `span` is measured in seconds of processor time for a command, which a busy machine does not change, and
-for a program in moments of the double: a request that arrived, one that was answered, a piece of a file that was sent.
+that and go on. The moments of a command are seconds of processor time, which a busy machine does not change; those of
+a program that talks to the double are a request that arrived, one that was answered, and a piece of a file that was
+sent.
 """
 
 import hashlib
@@ -189,7 +190,7 @@ fetch_learngene("demo/pico-gene", with_processor=True, cache_dir=sys.argv[1])
 
 
 class Publish:
-    """What `python -m upload publish` does with an artifact that is built and checked, killed at moments of the Hub."""
+    """What `upload publish` does with an artifact that is built and checked, killed at moments of the double."""
 
     name = "publish"
     code = PUBLISH
@@ -260,7 +261,7 @@ class Publish:
 
 
 class Fetch(Publish):
-    """A gene brought from the Hub into an empty cache, piece by piece, killed at moments of the Hub."""
+    """A gene brought from the Hub into an empty cache, piece by piece, killed at moments of the double."""
 
     name = "fetch"
     code = FETCH

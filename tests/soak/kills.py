@@ -2,9 +2,9 @@
 
     python tests/soak/kills.py [--kills 64] [--jobs descend,extract,...] [--work DIR] [--seed 0]
 
-Each job runs once undisturbed, then again and again and gets SIGKILL at a moment drawn at random. After each kill every
-file under its final name must be whole, and the same command, given again, must end with the result of the undisturbed
-run, bit for bit. Prints a JSON row for each trial; those in DIR/kills.jsonl already are not made again.
+Each job runs once undisturbed, then again and again and gets SIGKILL at a moment drawn at random. After each kill
+every file under its final name must be whole, and the same command, given again, must end with the result of the
+undisturbed run, bit for bit. Prints a JSON row for each trial; those in DIR/kills.jsonl already are not made again.
 """
 
 import argparse

@@ -37,7 +37,7 @@ undisturbed run, bit for bit.
 
 ## Memory and open files
 
-One extraction of a pico CLIP, {settings}: {minutes:.0f} minutes, {steps:,} steps, a checkpoint every 100 of them.
+One extraction of a pico CLIP: {minutes:.0f} minutes, {steps:,} steps, a checkpoint every 100 of them.
 From the second to the last third the mean of resident memory went from {memory[0]:.1f} to {memory[1]:.1f} MB
 ({grown:+.2%}), that of open files from {files[0]:.1f} to {files[1]:.1f}; {starts}.
 
@@ -71,7 +71,7 @@ def thirds(results: dict[str, Any], name: str) -> tuple[float, float]:
 
 
 def held(results: dict[str, Any]) -> bool:
-    """Whether nothing was half-written, every result was the undisturbed one, all stayed flat, and every test passed."""
+    """Whether nothing was half-written, every result was the same, all stayed flat, and every test passed."""
     bad = sum(counts["half_written"] + counts["other_result"] for counts in of_job(results).values())
     memory, files = thirds(results, "megabytes"), thirds(results, "files")
     failed = sum(counts["failed"] for counts in results["tests"].values())
@@ -81,16 +81,13 @@ def held(results: dict[str, Any]) -> bool:
 def page(results: dict[str, Any]) -> str:
     """The page in Markdown."""
     kills = of_job(results)
-    all_of_them = {name: sum(counts[name] for counts in kills.values()) for name in next(iter(kills.values()))}
+    kills["all"] = {name: sum(counts[name] for counts in kills.values()) for name in next(iter(kills.values()))}
     samples = results["samples"]
     memory, files, starts = thirds(results, "megabytes"), thirds(results, "files"), samples[-1]["start"]
     titles = ("trials", "kills", "half-written", "another result")
     return PAGE.format(
         where=where(results),
-        kills=table(
-            ("job", *titles), ([job, *counts.values()] for job, counts in (kills | {"all": all_of_them}).items())
-        ),
-        settings="on one core of a machine with other work",
+        kills=table(("job", *titles), ([job, *counts.values()] for job, counts in kills.items())),
         minutes=samples[-1]["minute"],
         steps=samples[-1]["steps"],
         memory=memory,

@@ -2,9 +2,9 @@
 
     python tests/soak/run.py [--kills 64] [--minutes 30] [--work DIR] [--output docs]
 
-Stopped, it goes on where it was: trials are in DIR/kills.jsonl, samples of the extraction in DIR/memory.jsonl, and both
-must be of one commit. Exit code 0 means that nothing was half-written, every result was the undisturbed one, memory and
-open files stayed flat, and every test passed; then DIR is removed.
+Stopped, it goes on where it was: trials are in DIR/kills.jsonl, samples of the extraction in DIR/memory.jsonl, and
+both must be of one commit. Exit code 0 means that nothing was half-written, every result was the undisturbed one,
+memory and open files stayed flat, and every test passed; then DIR is removed.
 """
 
 import argparse
