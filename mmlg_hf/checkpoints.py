@@ -245,13 +245,18 @@ def _is_of_a_layer_beyond(model: nn.Module, key: str) -> bool:
     return False
 
 
-def _check_folder(name: str, what: str, subfolder: str | None, config_class: Any) -> None:
-    """Refuse a path where no folder is, and a folder without the config of such a model; Hub ids pass."""
+def check_place(name: str, what: str) -> None:
+    """Refuse a path where no folder is; Hub ids pass."""
     if os.path.isfile(name):
         raise LearngeneError(f"{what} {_short(name)} is a file: give the folder that the model was saved to")
+    if not os.path.isdir(name) and (os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1):
+        raise LearngeneError(f"there is no folder {_short(name)} to load {what} from")
+
+
+def _check_folder(name: str, what: str, subfolder: str | None, config_class: Any) -> None:
+    """Refuse a path where no folder is, and a folder without the config of such a model; Hub ids pass."""
+    check_place(name, what)
     if not os.path.isdir(name):
-        if os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1:
-            raise LearngeneError(f"there is no folder {_short(name)} to load {what} from")
         return
     folder, described = Path(name, subfolder or ""), f"{what} {_short(name)}"
     if (folder / "adapter_config.json").is_file():  # peft's: it names the model that the adapter belongs to

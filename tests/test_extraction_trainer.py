@@ -467,7 +467,8 @@ def test_texts_beyond_the_positions_are_cut_where_the_tokenizer_has_no_limit(tmp
         ({"affinity_scale": 0.0}, "affinity_scale is 0.0: it must be above 0"),
         ({"optim": "schedule_free_adamw"}, "muon_learning_rate is 0.004 with optim='schedule_free_adamw'"),
         ({"optim": "lomo"}, "with optim='lomo', which cannot stand beside"),
-        ({"optim": "nothing"}, "nothing.* is not a valid"),
+        ({"optim": "nothing"}, "optim is 'nothing': nothing.* is not a valid"),
+        ({"lr_scheduler_type": "steep"}, "lr_scheduler_type is 'steep': steep is not a valid"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused_in_a_sentence(tmp_path, changes, message):

@@ -1,7 +1,6 @@
-"""What a machine does to a run: full disks, folders that cannot be written, kills, Ctrl-C, numbers that are none."""
+"""What a machine does to a run: full disks, folders that cannot be written, kills, Ctrl-C, two at once."""
 
 import json
-import math
 import os
 import re
 import resource
@@ -15,21 +14,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import WRITERS, commands, run, sentence, write_inputs
 from pico import pico_clip, pico_pairs, pico_processor
 from pico_genes import multimodal_gene
+from pico_training import contrastive
 from safetensors.torch import load_file
 from transformers import CLIPModel, TrainerCallback, TrainingArguments
-from typer.testing import CliRunner
 
 from mmlg_hf import ContrastiveTrainer, LearngeneError, from_learngene
-from mmlg_hf.cli import app
 from mmlg_hf.data import process_pairs
 from mmlg_hf.data.pictures import read_image
 from mmlg_hf.data.texts import encode_texts
 from mmlg_hf.errors import OutputError
 from mmlg_hf.evaluation import embed_texts
 from mmlg_hf.saving import check_writable
-from mmlg_hf.shell.failing import name_options
 from mmlg_hf.training.resuming import last_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,44 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Folders with a gene, a CLIP and a labelled dataset."""
-    root = tmp_path_factory.mktemp("faults")
-    gene = multimodal_gene()
-    gene.processor = pico_processor()
-    gene.save_pretrained(root / "gene")
-    pico_clip().save_pretrained(root / "clip")
-    pico_processor().save_pretrained(root / "clip")
-    pico_pairs(16, labels=True).save_to_disk(root / "pairs")
-    return root
-
-
-def run(*words):
-    return CliRunner().invoke(app, list(map(str, words)))
-
-
-def sentence(result, code):
-    """The sentence on stderr of a command that ended with this exit code."""
-    assert result.exit_code == code, (result.output, result.exception)
-    assert "Traceback" not in result.stderr
-    return result.stderr.strip().splitlines()[-1]
-
-
-def commands(root, output):
-    """Every command that writes a folder, short of what would make it run for long."""
-    data = ("--data", root / "pairs")
-    return {
-        "extract": ("extract", root / "clip", *data, "--output", output),
-        "descend": ("descend", root / "gene", "--output", output),
-        "demo": ("demo", "--output-dir", output),
-        "evaluate": ("evaluate", root / "clip", *data, "--task", "retrieval", "--output", output / "figures.json"),
-        "align": ("align", root / "clip", root / "clip", *data, "--output", output),
-        "diversify": ("moe", "diversify", root / "clip", *data, "--output", output),
-        "upcycle": ("moe", "upcycle", root / "clip", "--expert", root / "clip", "--output", output),
-        "train-router": ("moe", "train-router", root / "clip", *data, "--output", output),
-    }
-
-
-WRITERS = list(commands(Path(), Path()))
+    return write_inputs(tmp_path_factory.mktemp("faults"))
 
 
 # --- where it can be known, before the long work ---------------------------------------------------------------------
@@ -202,109 +163,6 @@ def test_ctrl_c_says_how_to_go_on(folders, tmp_path, monkeypatch, command, how, 
     assert how in told
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
-
-
-def test_sentences_speak_of_options():
-    options = {"num_labels": "--num-labels", "depth": "--depth", "data": "--data", "max_steps": "--max-steps"}
-    told = {
-        "num_labels is 0: it takes 1": "--num-labels is 0: it takes 1",
-        "depth is 0: it takes 1, or None for the gene's own": "--depth is 0: it takes 1, or leave it out for the "
-        "gene's own",
-        "the data is a stream: set max_steps": "the data is a stream: set --max-steps",
-        "there is no folder 'num_labels'": "there is no folder 'num_labels'",
-        'rows, or pass on_bad_image="skip" to go on': "rows, or give --skip-bad-images to go on",
-        "--max_steps is set": "--max_steps is set",
-    }
-    assert {said: name_options(said, options) for said in told} == told
-
-
-def test_a_field_of_an_extraction_is_named_as_its_option(folders, tmp_path):
-    words = (*commands(folders, tmp_path / "out")["extract"], "--use_cpu", "--report_to", "none")
-    assert sentence(run(*words, "--num_unimodal_blocks", "-1"), 2).startswith("Error: --num_unimodal_blocks is -1")
-
-
-def test_the_version_is_printed():
-    result = run("--version")
-    assert result.exit_code == 0
-    assert re.match(r"mmlg_hf \d\S+ \(Python 3\.\d+\.\d+, transformers \d\S+, torch \d\S+\)$", result.stdout)
-
-
-def test_shell_completion_can_be_shown():
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    command = [sys.executable, "-c", "from mmlg_hf.cli import main; main()", "--show-completion", "bash"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert "_MMLG_COMPLETE=complete_bash" in done.stdout, done.stderr
-
-
-def test_evaluate_prints_json_alone(folders):
-    result = run("evaluate", folders / "clip", "--data", folders / "pairs", "--task", "retrieval", "--json")
-    assert json.loads(result.stdout)["rows"] == 16
-
-
-@pytest.mark.parametrize("command", ["demo", "align", "moe diversify", "moe upcycle", "moe train-router"])
-def test_a_command_with_a_table_has_json(command):
-    assert "--json" in run(*command.split(), "--help").stdout
-
-
-def test_growing_in_memory_prints_nothing(capfd):
-    multimodal_gene().descendant(1, 16, "image", num_labels=2)
-    assert capfd.readouterr() == ("", "")
-
-
-# --- numbers ---------------------------------------------------------------------------------------------------------
-
-
-def contrastive(tmp_path, **settings):
-    settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-3, "max_steps": 6, **settings}
-    args = TrainingArguments(
-        str(tmp_path / "run"), per_device_train_batch_size=4, report_to="none", use_cpu=True, disable_tqdm=True,
-        logging_strategy="no", **settings,
-    )  # fmt: skip
-    return ContrastiveTrainer(pico_clip(), args, train_dataset=pico_pairs(32), processing_class=pico_processor())
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_keeps_the_last_checkpoint(
-    tmp_path, value, monkeypatch
-):
-    trainer = contrastive(tmp_path)
-    stock = trainer.compute_loss
-
-    def compute_loss(*args, **kwargs):
-        return stock(*args, **kwargs) * (value if trainer.state.global_step == 2 else 1.0)
-
-    monkeypatch.setattr(trainer, "compute_loss", compute_loss)
-    with pytest.raises(LearngeneError, match=rf"the loss became {value} at step 3: .*checkpoint-2'"):
-        trainer.train()
-    assert last_checkpoint(tmp_path / "run").endswith("checkpoint-2")
-    kept = pico_clip().from_pretrained(tmp_path / "run" / "checkpoint-2")
-    assert all(torch.isfinite(weight).all() for weight in kept.parameters())
-
-
-def test_weights_that_became_nan_are_not_saved(tmp_path):
-    trainer = contrastive(tmp_path)
-    trainer.train()
-    with torch.no_grad():
-        trainer.model.visual_projection.weight[0, 0] = math.nan
-    with pytest.raises(LearngeneError, match="visual_projection.weight is no longer finite after step 6"):
-        trainer.save_model(str(tmp_path / "final"))
-    assert not (tmp_path / "final").exists()
-
-
-@pytest.mark.parametrize("rate", [math.nan, math.inf])
-def test_a_learning_rate_that_is_no_number_is_refused(tmp_path, rate):
-    with pytest.raises(LearngeneError, match=f"learning_rate is {rate}"):
-        contrastive(tmp_path, learning_rate=rate)
-
-
-def test_a_learning_rate_of_a_denormal_number_changes_nothing(tmp_path):
-    trainer = contrastive(tmp_path, learning_rate=5e-324, weight_decay=0.0, max_steps=1)
-    trainer.train()
-    before = pico_clip().state_dict()
-    assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.state_dict().items())
-
-
 # --- half-written checkpoints ----------------------------------------------------------------------------------------
 
 
@@ -323,12 +181,13 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path, state):
 
 
 @pytest.mark.slow
-def test_ten_kills_leave_nothing_half_written_and_going_on_gives_the_same_weights(tmp_path):
+def test_ten_kills_leave_nothing_half_written_and_going_on_gives_the_same(tmp_path):
+    jobs = "descend,extract,upcycle,align,publish,fetch"  # `make soak` has the longer ones, too
     command = [sys.executable, str(ROOT / "tests" / "soak" / "kills.py"), "--kills", "10", "--seed", "7"]
-    done = subprocess.run([*command, "--work", tmp_path], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "--jobs", jobs, "--work", tmp_path], capture_output=True, text=True, check=False)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(rows) == 10
+    assert sum(row["kills"] for row in rows) >= 10
     assert [row for row in rows if row["half_written"] or not row["same_result"]] == []
 
 
@@ -473,11 +332,16 @@ def test_a_text_of_ten_megabytes_is_refused_wherever_texts_come_in(tmp_path):
         assert peak_growth(refused) < 1e9
 
 
-# --- the table in the documentation ----------------------------------------------------------------------------------
+# --- the tables in the documentation ---------------------------------------------------------------------------------
 
 
-def test_behind_each_line_of_the_table_of_faults_stands_a_test():
+def test_behind_each_line_of_the_tables_of_faults_stands_a_test():
     page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
-    named = re.findall(r"^\|.*\| `(test_\w+)` \|$", page, re.MULTILINE)
-    assert len(named) >= 15
-    assert [name for name in named if not callable(globals().get(name))] == []
+    lines = [line for line in page.splitlines() if re.match(r"\| .* \|$", line) and "---" not in line]
+    faults = [line for line in lines if not re.match(r"\| (code|fault|\d+) ", line)]
+    named = [re.findall(r"`(test_\w+)`", line.rpartition(" | ")[2]) for line in faults]
+    assert len(faults) >= 30
+    assert [line for line, names in zip(faults, named, strict=True) if not names] == []
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    there = {name for source in sources for name in re.findall(r"^def (test_\w+)\(", source, re.MULTILINE)}
+    assert {name for names in named for name in names} - there == set()

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from ..checkpoints import check_finite, load_config, load_model
+from ..checkpoints import check_finite, check_place, load_config, load_model
 from ..data.identity import fingerprint_gene, fingerprint_weights
 from ..errors import LearngeneError, first_line
 
@@ -116,6 +116,7 @@ def _commit_of(name: str, what: str, revision: str | None = None, **hub: Any) ->
     """The commit that a branch or tag on the Hub stands for; None for a folder."""
     if os.path.isdir(name):
         return None
+    check_place(name, what)
     try:
         path = str(cached_file(name, "config.json", revision=revision, **hub))
     except (OSError, ValueError) as error:

@@ -171,6 +171,9 @@ def _training(
 def _processor(name: str) -> Any:
     from transformers import AutoProcessor
 
+    from ..checkpoints import check_place
+
+    check_place(name, "the model")
     try:
         return AutoProcessor.from_pretrained(name)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

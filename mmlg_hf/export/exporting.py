@@ -9,7 +9,7 @@ import torch
 
 from ..configuration_learngene import Size
 from ..errors import LearngeneError
-from ..saving import whole_folder, write_json
+from ..saving import check_writable, whole_folder, write_json
 from .card import write_card
 from .formats import check_format, open_file, versions_of, write_part, write_quantised
 from .inputs import Inputs, Pictures
@@ -88,10 +88,11 @@ def export_model(
 
 
 def check_empty(folder: str | os.PathLike) -> None:
-    """Refuse a folder that holds something, before any work is done for it."""
+    """Refuse a folder that holds something or cannot be written, before any work is done for it."""
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise LearngeneError(f"{str(folder)!r} exists and is no empty folder: choose another, or remove it first")
+    check_writable(path)
 
 
 def _pictures(folder: str | os.PathLike, inputs: Inputs, parts: list[Part]) -> Pictures:

@@ -133,7 +133,7 @@ class ExtractionArguments(TrainingArguments):
         try:
             super().__post_init__()
         except ValueError as error:
-            raise LearngeneError(first_line(error)) from error
+            raise LearngeneError(self._name_value(first_line(error))) from error
         if self.initialisation not in ("random", "fitted"):
             raise LearngeneError(f'initialisation is {self.initialisation!r}: it takes "random" or "fitted"')
         if read_dtype(self.ancestor_dtype) == "auto":
@@ -144,6 +144,12 @@ class ExtractionArguments(TrainingArguments):
             self._check_muon(self.muon_learning_rate)
         elif not self.learning_rate:
             raise LearngeneError("learning_rate and muon_learning_rate are both 0: nothing would be trained")
+
+    def _name_value(self, told: str) -> str:
+        """Say whose value it is that transformers' enumerations refuse: "x is not a valid SchedulerType, ..."."""
+        value = told.partition(" is not a valid ")[0]
+        named = [name for name in self.__dataclass_fields__ if value != told and getattr(self, name, None) == value]
+        return f"{named[0]} is {value!r}: {told}" if named else told
 
     def _check_numbers(self):
         for name in (*_NOT_NEGATIVE, *_ABOVE_ZERO, *_AT_LEAST_ONE, "max_steps", "num_train_epochs"):

@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 
@@ -60,6 +62,16 @@ class Request:
     range: str | None
 
 
+class Server(ThreadingHTTPServer):
+    """A server that says nothing of clients that were killed."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class HubDouble:
     """The running double. `owner` may write to its own namespace and to `demo`; `guest` only to its own."""
 
@@ -74,10 +86,11 @@ class HubDouble:
         }
         self.lock = threading.RLock()
         self.requests: list[Request] = []
+        # Called when a request has arrived, when it has been answered, and after each piece of a file that drips.
+        self.on_moment: Callable[[], None] = lambda: None
         self._faults: list[Fault] = []
         handler = type("BoundHandler", (HubRequestHandler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = Server(("127.0.0.1", 0), handler)
         port = self._server.server_address[1]
         # Two names for one server: the client treats a redirect to another host differently.
         self.url, self.large_file_url = f"http://127.0.0.1:{port}", f"http://localhost:{port}"

@@ -70,6 +70,10 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         self.route = re.sub(r"^(/api)?/spaces/", lambda found: "/api/models/" if found[1] else "/", parts.path)
         self.kind = "model" if self.route == parts.path else "space"
         self.body = self._read_body()
+        if len(self.body) < int(self.headers.get("Content-Length") or 0):  # the client is gone
+            self.close_connection = True
+            return
+        self.hub.on_moment()
         self.fault = self.hub.take_fault(self.command, unquote(self.route))
         if self.fault is not None and self.fault.kind == "status":
             self._send(self.fault.status, {"error": "planted fault"}, self.fault.headers)
@@ -77,6 +81,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         try:
             with self.hub.lock:
                 self._dispatch()
+            self.hub.on_moment()
         except HubError as error:
             headers = {**error.headers, "X-Error-Message": error.message}
             if error.code is not None:
@@ -132,7 +137,9 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         step = -(-len(sent) // pieces) or 1
         for start in range(0, len(sent), step):
             self.wfile.write(sent[start : start + step])
-            time.sleep(0.02 * (pieces - 1))
+            if pieces > 1:
+                self.hub.on_moment()
+                time.sleep(0.02 * (pieces - 1))
         if fault is not None and fault.kind in ("cut", "length"):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
