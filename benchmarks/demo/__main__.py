@@ -19,7 +19,7 @@ from benchmarks.common.options import output_folder, parse
 from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
 from benchmarks.demo import report
-from mmlg_hf import demo
+from mmlg_hf.demo import demo
 from mmlg_hf.checkpoints import quiet
 from mmlg_hf.demo.report import DemoProgress
 
