@@ -1,5 +1,7 @@
 """The cost model of an extraction: its FLOPs are those that torch counts, its fit finds prices that are known."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from pico import pico_clip
@@ -43,6 +45,7 @@ def test_prices_are_found_again_from_what_they_make():
         assert getattr(found, name) == pytest.approx(getattr(prices, name))
 
 
+@pytest.mark.slow
 def test_a_small_extraction_says_what_its_step_is_made_of(monkeypatch):
     monkeypatch.setattr(cost, "STEPS", 3)
     monkeypatch.setattr(cost, "WARM", 1)
@@ -57,3 +60,14 @@ def test_the_work_of_a_step_grows_with_the_batch_by_what_a_pair_takes():
     few, many = (cost.step_work(gene, batch) for batch in (1000, 3000))
     assert many["gflops"] - few["gflops"] == pytest.approx(2000 * cost.pair_gflops(gene.config), abs=2e-3)
     assert many["parameters"] == few["parameters"]
+
+
+def test_the_docs_say_what_the_cost_model_predicts():
+    page = Path(__file__).parent.parent.joinpath("docs", "scale.md").read_text(encoding="utf-8")
+    config = cost.large_config()
+    assert cost.predictions() in page
+    assert f"{cost.pair_gflops(config):.0f} gigaflops a pair ({cost.pair_gflops(config, ancestor=False):.0f}" in page
+    assert f"{cost.muon_gflops(config):.0f} a step" in page
+    assert f"{cost.READ} photos of 640 px" in page
+    with torch.device("meta"):
+        assert LearngeneModel(config).num_parameters() == cost.PARAMETERS

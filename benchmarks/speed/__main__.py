@@ -3,7 +3,8 @@
     python -m benchmarks.speed [--runs 5]
 
 Growing is compared with filling as many bytes, and with loading what was grown; a step of a gene with one of a plain
-CLIP; what is compared is timed in turn. Steps of small extractions give the prices of the cost model. Finished runs are not repeated. Nothing else should run on the machine.
+CLIP; what is compared is timed in turn. Steps of small extractions give the prices of the cost model. Finished runs
+are not repeated. Nothing else should run on the machine.
 """
 
 import tempfile

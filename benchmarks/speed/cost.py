@@ -16,6 +16,7 @@ import torch
 from scipy.optimize import nnls
 from transformers import CLIPConfig, CLIPModel, TrainerCallback, default_data_collator
 
+from benchmarks.common.pages import table
 from benchmarks.family.cost import muon_gflops
 from mmlg_hf import ExtractionArguments, LearngeneConfig, LearngeneModel
 from mmlg_hf.extraction.ancestors import gene_config
@@ -29,21 +30,41 @@ STEPS, WARM = 6, 2
 SAMPLES = ExtractionArguments.__dataclass_fields__["elastic_samples"].default
 
 
-def forward_gflops(config: Any) -> float:
-    """One pair through a CLIP of this config, in gigaflops: matrix products and convolutions, a multiply-add two.
+def encoder_flops(side: str, encoder: Any, projection_dim: int) -> tuple[int, int]:
+    """One picture or text through a CLIP's encoder: FLOPs of a layer, and of all that is outside the layers.
 
-    A layer of width w and MLP size m over T tokens takes 2T(4w^2 + 2wm) for its matrices and 4T^2 w for attention.
+    Matrix products and convolutions, a multiply-add two. A layer of width w and MLP size m over T tokens takes
+    2T(4w^2 + 2wm) for its matrices and 4T^2 w for attention; patches take 2 * 3p^2 w each, the projection 2w times its
+    size.
     """
+    width, mlp = encoder.hidden_size, encoder.intermediate_size
+    patches = (encoder.image_size // encoder.patch_size) ** 2 if side == "image" else 0
+    tokens = patches + 1 if side == "image" else encoder.max_position_embeddings
+    layer = 2 * tokens * (4 * width**2 + 2 * width * mlp) + 4 * tokens**2 * width
+    outer = 2 * width * projection_dim
+    return layer, outer + (2 * patches * encoder.num_channels * encoder.patch_size**2 * width if patches else 0)
+
+
+def forward_gflops(config: Any) -> float:
+    """One pair through a CLIP of this config, in gigaflops."""
     total = 0
     for side, encoder in encoders_of(config).items():
-        width, mlp = encoder.hidden_size, encoder.intermediate_size
-        patches = (encoder.image_size // encoder.patch_size) ** 2 if side == "image" else 0
-        tokens = patches + 1 if side == "image" else encoder.max_position_embeddings
-        layer = 2 * tokens * (4 * width**2 + 2 * width * mlp) + 4 * tokens**2 * width
-        total += encoder.num_hidden_layers * layer + 2 * width * config.projection_dim
-        if side == "image":
-            total += 2 * patches * encoder.num_channels * encoder.patch_size**2 * width
+        layer, outer = encoder_flops(side, encoder, config.projection_dim)
+        total += encoder.num_hidden_layers * layer + outer
     return total / 1e9
+
+
+def smaller_gflops(config: LearngeneConfig) -> float:
+    """One pair through a gene's smaller networks, the mean of those that an extraction draws from."""
+    by_width: dict[int, list[tuple[int, int]]] = {}
+    grid, total = size_grid(config), 0
+    for depth, width in grid:
+        if width not in by_width:  # a config for each size would take a hundred times as long
+            sides = encoders_of(config.descendant_config(width=width)).items()
+            by_width[width] = [encoder_flops(side, encoder, config.projection_dim) for side, encoder in sides]
+        depths = depth if isinstance(depth, tuple) else (depth,) * len(by_width[width])
+        total += sum(d * layer + outer for d, (layer, outer) in zip(depths, by_width[width], strict=True))
+    return total / len(grid) / 1e9
 
 
 def pair_gflops(config: LearngeneConfig, ancestor: bool = True) -> float:
@@ -53,8 +74,7 @@ def pair_gflops(config: LearngeneConfig, ancestor: bool = True) -> float:
         ancestor: whether its outputs are computed in the step, and not kept from before.
     """
     own = forward_gflops(config.descendant_config())
-    smaller = float(np.mean([forward_gflops(config.descendant_config(*size)) for size in size_grid(config)]))
-    return 3 * (own + SAMPLES * smaller) + (own if ancestor else 0)
+    return 3 * (own + SAMPLES * smaller_gflops(config)) + (own if ancestor else 0)
 
 
 def network_bytes(parameters: int, processes: int) -> float:
@@ -128,3 +148,62 @@ def fit(runs: Sequence[Mapping[str, float]]) -> Prices:
     names = tuple(Prices.__dataclass_fields__)
     design = np.array([[run[name] / run["seconds"] for name in names] for run in runs])
     return Prices(*nnls(design, np.ones(len(runs)))[0])
+
+
+# A gene of ViT-L/14 by the default recipe, and what is assumed of the machines that extract it: not measured here.
+PAIRS, BATCH, PARAMETERS = 400e6, 128, 44_221_441
+SUSTAINED = 250e12  # FLOP/s of a GPU in bfloat16: a quarter of an H100's peak, since smaller networks fill it badly
+LINK = 12.5e9  # bytes a second from each machine to the next: 100 Gb/s
+# Measured on one core: photos of 640 px that a worker reads in a second.
+READ = 124
+
+
+def large_config() -> LearngeneConfig:
+    """A gene of ViT-L/14 by the default recipe."""
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    blocks = {"num_multimodal_blocks": 1, "num_unimodal_blocks": 1, "mixing": "shared-slope"}
+    return LearngeneConfig(
+        vision_config=vision | {"patch_size": 14, "image_size": 224},
+        text_config=text | {"vocab_size": 49408, "max_position_embeddings": 77},
+        projection_dim=768,
+        token_embedding_rank=192,
+        **blocks,
+    )
+
+
+def predicted(machines: int, gpus: int = 8) -> dict[str, float]:
+    """What extracting from `PAIRS` pairs takes on so many machines, if nothing waits for anything else.
+
+    Returns:
+        `step` and `exchange`, the seconds of a step and of its exchange between machines at `LINK`; `hours`;
+        `bytes` that each process sends in a step; `pictures` a second and the `workers` that read them, of a machine.
+    """
+    config, processes = large_config(), machines * gpus
+    step = (BATCH * pair_gflops(config) + muon_gflops(config)) * 1e9 / SUSTAINED
+    sent = network_bytes(PARAMETERS, processes)
+    pictures = gpus * BATCH / step
+    return {
+        "step": step,
+        "exchange": sent / LINK if machines > 1 else 0.0,
+        "hours": PAIRS / (processes * BATCH) * step / 3600,
+        "bytes": sent,
+        "pictures": pictures,
+        "workers": pictures / READ,
+    }
+
+
+def predictions() -> str:
+    """The table of docs/scale.md."""
+    one, eight = predicted(1), predicted(8)
+    rows = [
+        ("seconds of a step", "step", "{:.2f}"),
+        ("MB that each process sends in a step", "bytes", "{:.0f}"),
+        ("seconds of that between machines, if nothing hides it", "exchange", "{:.3f}"),
+        ("pictures a second that each machine reads", "pictures", "{:.0f}"),
+        ("workers that read them", "workers", "{:.0f}"),
+        ("hours for 400 million pairs", "hours", "{:.1f}"),
+    ]
+    scale = {"bytes": 1e-6}
+    told = [[name, *(text.format(each[key] * scale.get(key, 1)) for each in (one, eight))] for name, key, text in rows]
+    return table(["", "8 GPUs", "8 machines of 8 GPUs"], told)
