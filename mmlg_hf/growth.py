@@ -197,6 +197,9 @@ def _fill(model: Any, family: Family, outer: dict[str, Any], layers: dict[str, A
         fill_layers(*(*sources, stacks[modality]))
     for name in given:
         weights[name]._is_hf_initialized = True  # which `initialize_weights` leaves as it is
+    for module in model.modules():
+        if not (new or module._buffers):  # nothing is left to initialise there, which it would find out slowly
+            module._is_hf_initialized = True
     model.initialize_weights()
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.speed [--runs 5]
 
 Growing is compared with filling as many bytes, and with loading what was grown; a step of a gene with one of a plain
-CLIP; what is compared is timed in turn. Finished runs are not repeated. Nothing else should run on the machine.
+CLIP; what is compared is timed in turn. Steps of small extractions give the prices of the cost model. Finished runs
+are not repeated. Nothing else should run on the machine.
 """
 
 import tempfile
@@ -14,12 +15,13 @@ import torch
 from benchmarks.common.options import output_folder, parse
 from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
-from benchmarks.speed import measuring, report
+from benchmarks.speed import cost, measuring, report
 from mmlg_hf.checkpoints import quiet
 
 SIZES = ((12, 768), (12, 512), (6, 768), (6, 384), (3, 384), (3, 192), (1, 64))
 BATCHES = (8, 32)
 REPEATS, PHOTOS = 5, 2000
+LARGE = 640  # pixels of a side of a photo as the web has them
 
 
 def main() -> None:
@@ -37,10 +39,13 @@ def main() -> None:
                 key = f"growth/{size[0]}x{size[1]}/{run}"
                 results.run(key, measuring.growth, models, *size, Path(work), repeats)
             for batch in batches:
-                results.run(f"step/{batch}/{run}", measuring.step, models, batch, min(repeats, 2))
+                results.run(f"step/{batch}/{run}", measuring.step, models, batch, 1 if batch > 8 else repeats)
             results.run(f"start/{run}", measuring.start, models)
             if not options.quick or not run:
                 results.run(f"reading/{run}", measuring.reading, count)
+                results.run(f"large/{run}", measuring.reading, count // 10, LARGE)
+            for size in (*cost.FITTED, cost.CHECKED)[-2:] if options.quick else (*cost.FITTED, cost.CHECKED):
+                results.run(f"cost/{'x'.join(map(str, size))}/{run}", cost.small_extraction, *size)
     publish(folder, report)
 
 

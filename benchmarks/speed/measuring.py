@@ -1,6 +1,8 @@
 """What the speed study measures, in the shape of CLIP B/32: random weights, so that nothing is downloaded."""
 
+import ctypes
 import gc
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from mmlg_hf import LearngeneModel, from_learngene
 from mmlg_hf.data import PictureRows, Pixels
+from mmlg_hf.expansion import TOKEN_EMBEDDING, TOKEN_PROJECTION, join_table
 from mmlg_hf.extraction.ancestors import ancestor_outputs, gene_config
 from mmlg_hf.extraction.fitting import fit_gene
 from mmlg_hf.extraction.rotation import rotate_channels
@@ -63,8 +66,10 @@ class Models:
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """How long a call takes; what it returns is freed after the clock has stopped."""
+    """How long a call takes in memory that is fresh from the system; what it returns is freed after the clock."""
     gc.collect()
+    if sys.platform == "linux":  # the allocator gives back what it has kept for the next that asks
+        ctypes.CDLL(None).malloc_trim(0)
     started = time.perf_counter()
     kept = call()
     took = time.perf_counter() - started
@@ -82,7 +87,10 @@ def in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, floa
 
 
 def growth(models: Models, depth: int, width: int, folder: Path, repeats: int) -> dict[str, Any]:
-    """Seconds of growing one size from memory and from the folder, of loading it, and of filling as many bytes."""
+    """Seconds of growing one size from memory and from the folder, of loading it, and of filling as many bytes.
+
+    Also of filling memory that is there already, and of the one product that makes the token table, V x rank x width.
+    """
     size = (depth, width)
     grown = models.gene.descendant(*size)
     shapes = [parameter.shape for parameter in grown.parameters()]
@@ -90,10 +98,15 @@ def growth(models: Models, depth: int, width: int, folder: Path, repeats: int) -
     if not saved.is_dir():
         grown.save_pretrained(saved)
     parameters = grown.num_parameters()
+    there = list(grown.parameters())
+    table, projection = (models.gene.get_parameter(name) for name in (TOKEN_EMBEDDING, TOKEN_PROJECTION))
+    projection = projection[: grown.config.text_config.hidden_size]
     del grown
     took = in_turn(
         {
             "fill": lambda: [torch.empty(shape).fill_(0.5) for shape in shapes],
+            "fill_again": lambda: [parameter.detach().fill_(0.5) for parameter in there],
+            "table": lambda: join_table(table.detach(), projection.detach()),
             "memory": lambda: models.gene.descendant(*size),
             "folder": lambda: from_learngene(models.folder, *size),
             "from_pretrained": lambda: CLIPModel.from_pretrained(saved),
@@ -101,7 +114,9 @@ def growth(models: Models, depth: int, width: int, folder: Path, repeats: int) -
         },
         repeats,
     )
-    return {"parameters": parameters, **{name: round(value, 5) for name, value in took.items()}}
+    gflop = 2 * table.numel() * len(projection) / 1e9
+    sizes = {"parameters": parameters, "table_gflop": round(gflop, 3)}
+    return {**sizes, **{name: round(value, 5) for name, value in took.items()}}
 
 
 def step(models: Models, rows: int, repeats: int) -> dict[str, float]:
@@ -134,20 +149,20 @@ def start(models: Models) -> dict[str, float]:
 
 
 @contextmanager
-def photos(count: int) -> Iterator[Dataset]:
-    """So many pictures of 224 px, generated as JPEG files."""
+def photos(count: int, side: int = PIXELS) -> Iterator[Dataset]:
+    """So many pictures of a side, generated as JPEG files."""
     base = PILImage.fromarray(np.random.default_rng(0).integers(0, 256, (14, 14, 3), dtype=np.uint8))
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder, f"{row}.jpg")) for row in range(count)]
         for row, file in enumerate(files):
-            base.rotate(row).resize((PIXELS, PIXELS)).save(file, quality=80)
+            base.rotate(row).resize((side, side)).save(file, quality=80)
         yield Dataset.from_dict({"image": files}).cast_column("image", Image(decode=False))
 
 
-def reading(count: int) -> dict[str, Any]:
+def reading(count: int, side: int = PIXELS) -> dict[str, Any]:
     """Read pictures as an extraction does; how far the process grew after the first fifth, in MiB, and how fast."""
     pixels, process = Pixels(CLIPImageProcessorPil()), psutil.Process()
-    with photos(count) as rows:
+    with photos(count, side) as rows:
         read = PictureRows(rows, "image", pixels, Dataset.from_dict({"row": list(range(count))}))
         early, started = 0, time.perf_counter()
         for number, batch in enumerate(DataLoader(read, batch_size=50, collate_fn=list)):

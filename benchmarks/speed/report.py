@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from benchmarks.common.pages import fill, panels
 from benchmarks.common.results import Runs, read
 from benchmarks.common.targets import target
+from benchmarks.speed import cost
 
 # Pictures of the study's data set, of which the kept pixels were 26 GB.
 ALL_PHOTOS = 44_000
@@ -61,14 +62,35 @@ def page(folder: Path) -> str:
         for asked, v, most in rows_of(runs)
     ]
     sizes = [
-        {"name": size, "parameters": runs.all("growth", size)[0]["parameters"]}
+        {"name": size, **runs.all("growth", size)[0]}
         | {name: np.median(runs.values(name, "growth", size, scale=1000)) for name in CURVES}
         for size in runs.names("growth")
     ]
     first = {
         name: float(np.median(runs.values(name, "start", scale=1))) for name in ("turning_128", "fitting", "outputs")
     }
-    return fill(Path(__file__).parent, results=results, rows=rows, sizes=sizes, first=first)
+    read_in = {name: float(np.median(photos_a_second(runs, name))) for name in ("reading", "large")}
+    return fill(
+        Path(__file__).parent, results=results, rows=rows, sizes=sizes, first=first, read_in=read_in, **priced(runs)
+    )
+
+
+def photos_a_second(runs: Runs, name: str) -> np.ndarray:
+    return runs.values("photos", name, scale=1) / runs.values("seconds", name, scale=1)
+
+
+def priced(runs: Runs) -> dict[str, Any]:
+    """The cost model's prices by the median of each small extraction's runs, and what it says of each."""
+    checked = "x".join(map(str, cost.CHECKED))
+    steps = {}
+    for size in runs.names("cost"):
+        found = runs.all("cost", size)
+        steps[size] = found[0] | {"seconds": float(np.median([run["seconds"] for run in found]))}
+    prices = cost.fit([step for size, step in steps.items() if size != checked])
+    told = [
+        {"size": size, **step, "said": prices.seconds(step), "fitted": size != checked} for size, step in steps.items()
+    ]
+    return {"prices": prices, "steps": told}
 
 
 CURVES = {
@@ -77,6 +99,8 @@ CURVES = {
     "from_pretrained": ("saved and loaded", "C2"),
     "loaded_and_read": ("loaded, and each weight read", "C3"),
     "fill": ("filling as many bytes", "C7"),
+    "fill_again": ("filling memory that is there", "C9"),
+    "table": ("the token table's product alone", "C4"),
 }
 
 
