@@ -17,7 +17,7 @@ test-min:  ## the fast tests with the lowest versions allowed, in an environment
 test-new:  ## the fast tests with the newest releases, in an environment of their own
 	.ci/test-new
 
-soak:  ## kills, full disks and long runs; goes on where it was stopped
+soak:  ## kills, a long extraction and the tests of faults, for docs/soak.md; goes on where it was stopped
 	.venv/bin/python tests/soak/run.py
 
 lint:

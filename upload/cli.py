@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,24 +11,23 @@ from rich.console import Console
 from rich.table import Table
 
 from mmlg_hf.errors import LearngeneError
+from mmlg_hf.shell.failing import ErrorsInOneSentence
 
 from .manifest import MANIFEST, Manifest, check_name, read_manifest
 
 app = typer.Typer(
-    help="Publish the zoo to the Hub, and check what is published.", no_args_is_help=True, add_completion=False
+    help="Publish the zoo to the Hub, and check what is published.",
+    cls=ErrorsInOneSentence,
+    no_args_is_help=True,
+    add_completion=False,
 )
 console, problems_console = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
 ManifestOption = Annotated[Path, typer.Option("--manifest", help="The zoo's manifest.")]
 
 
 def main() -> None:
-    """Run the command line; what a user did wrong is one sentence and exit code 2."""
-    try:
-        app()
-    except LearngeneError as error:
-        problems_console.print("Error:", style="bold red", end=" ")
-        problems_console.print(str(error), markup=False, highlight=False)
-        sys.exit(2)
+    """Run the command line."""
+    app(prog_name="python -m upload")
 
 
 @app.command()

@@ -20,6 +20,7 @@ _GOES_ON = "give the same command again, which goes on from the last checkpoint"
 _AFTER_CTRL_C = {
     "extract": "give the same command again with --resume, which goes on from the last checkpoint",
     "align": _GOES_ON,
+    "publish": "give the same command again, which publishes what is missing",
     "moe": _GOES_ON + " or the last finished stage",
 }
 # What a Python caller would write, and what the command line has for it.

@@ -9,8 +9,10 @@ import pytest
 import yaml
 from hub_double import HubDouble
 from pico_zoo import write_zoo
+from typer.testing import CliRunner
 
 from mmlg_hf.errors import LearngeneError
+from upload.cli import app
 from upload.manifest import read_manifest
 
 PREAMBLE = """
@@ -211,6 +213,16 @@ def test_the_command_line_refuses_in_one_sentence_before_it_writes(hub, client, 
         assert done.stderr.startswith(f"Error: {sentence}")
         assert done.stderr.count("\n") == 1
     assert hub.requests == []
+
+
+def test_ctrl_c_while_publishing_says_how_to_go_on(monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("upload.cli.read_manifest", interrupt)
+    done = CliRunner().invoke(app, ["publish"])
+    assert done.exit_code == 130
+    assert done.stderr == "Stopped: to go on, give the same command again, which publishes what is missing.\n"
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,7 @@ From the second to the last third the mean of resident memory went from {memory[
 
 ![resident memory and open files by the minute](soak.png)
 
-## The tests of faults
-
-{tests}
-"""
+{tests}"""
 
 
 def of_job(results: dict[str, Any]) -> dict[str, dict[str, int]]:
@@ -94,11 +91,15 @@ def page(results: dict[str, Any]) -> str:
         grown=memory[1] / memory[0] - 1,
         files=files,
         starts="it ran in one piece" if starts == 1 else f"it was started {starts} times, and the longest is measured",
-        tests=table(
-            ("file", "passed", "failed", "skipped", "seconds"),
-            ([f"`{file}`", *counts.values()] for file, counts in results["tests"].items()),
-        ),
+        tests=_tests(results["tests"]),
     )
+
+
+def _tests(results: dict[str, Any]) -> str:
+    if not results:
+        return "The tests of faults were left out of this run.\n"
+    rows = ([f"`{file}`", *counts.values()] for file, counts in results.items())
+    return f"## The tests of faults\n\n{table(('file', 'passed', 'failed', 'skipped', 'seconds'), rows)}\n"
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
