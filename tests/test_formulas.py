@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from datasets import Value
 from pico import pico_clip, pico_pairs, pico_processor
 from test_extraction import arguments
 
-from benchmarks.common.fashion import TITLE
+from benchmarks.common.fashion import TITLE, TYPE, measure
 from benchmarks.extraction.formulas import FormulaModel
-from benchmarks.extraction.runs import Source, extract, start
+from benchmarks.extraction.runs import Measured, Source, extract, start
 from mmlg_hf import LearngeneModel, extract_learngene
 from mmlg_hf.extraction.ancestors import gene_config
 from mmlg_hf.extraction.trainer import ExtractionTrainer
@@ -186,3 +187,12 @@ def test_the_default_is_the_formula_of_the_package():
     plain = LearngeneModel(model.config)
     plain.load_state_dict(model.state_dict())
     torch.testing.assert_close(layer(model.descendant(3, 16), 2), layer(plain.descendant(3, 16), 2))
+
+
+def test_a_descendant_is_measured_as_the_other_studies_do():
+    rows = pico_pairs(16, labels=True).rename_columns({"caption": TITLE, "label": TYPE})
+    rows = rows.cast_column(TYPE, Value("int64")).map(lambda row: {TYPE: f"type {row[TYPE]}"}, features=None)
+    model = gene().descendant(2)
+    processor = pico_processor()
+    wanted = measure(model, rows, processor)
+    assert Measured(rows, processor).figures(model) == pytest.approx(wanted)

@@ -11,19 +11,19 @@ import time
 from argparse import Namespace
 from typing import Any
 
-from benchmarks.common.fashion import load_splits, measure
+from benchmarks.common.fashion import load_splits
 from benchmarks.common.options import output_folder, parse, read_settings, settings_of
 from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
 from benchmarks.extraction import report
-from benchmarks.extraction.runs import Source, extract
+from benchmarks.extraction.runs import Measured, Source, extract
 from benchmarks.make.gene import arguments
 
 SETTINGS = read_settings(__file__)
 OF_RUNS = ("formula", "rate", "first", "stop_after")  # what of a choice is no argument of an extraction
 
 
-def measure_choice(options: Namespace, source: Source, validation: Any, name: str, seed: int) -> dict[str, Any]:
+def measure_choice(options: Namespace, source: Source, validation: Measured, name: str, seed: int) -> dict[str, Any]:
     """Extract with one choice, and measure descendants before any fine-tuning."""
     # The default weight decay is for long extractions; in one of 80 steps neither does anything.
     changes = {"weight_decay": 0.05} | SETTINGS["choices"][name]
@@ -36,7 +36,7 @@ def measure_choice(options: Namespace, source: Source, validation: Any, name: st
     gene, losses = extract(source, arguments(options.work, **changes), **ours)
     seconds = time.process_time() - begun
     sizes = [
-        {"depth": depth, "width": width, **measure(gene.descendant(depth, width), validation, source.processor)}
+        {"depth": depth, "width": width, **validation.figures(gene.descendant(depth, width))}
         for depth, width in SETTINGS["sizes"]
     ]
     parameters = gene.num_parameters()
@@ -50,8 +50,8 @@ def main() -> None:
     folder = output_folder(options, "extraction")
     results = Results(folder / "results" / "choices.json", settings_of(options, "data", "ancestor", "only", "seeds"))
     splits = load_splits(options.data)
-    validation = splits["validation"].select(range(options.rows))
     source = Source.load(options.ancestor, splits["train"], f"{options.work}/ancestor_outputs")
+    validation = Measured(splits["validation"].select(range(options.rows)), source.processor)
     wanted = [(name, options.seeds[0]) for name in options.only]
     wanted += [(name, seed) for seed in options.seeds[1:] for name in options.only if name in SETTINGS["finalists"]]
     for name, seed in wanted:

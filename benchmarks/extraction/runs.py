@@ -6,13 +6,17 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch.nn import functional as F
 from transformers import TrainerCallback, set_seed
 
-from benchmarks.common.fashion import IMAGE, TITLE
+from benchmarks.common.fashion import IMAGE, TEMPLATES, TITLE, TYPE
+from benchmarks.common.training import figures
 from benchmarks.extraction.formulas import FormulaModel
 from mmlg_hf import ExtractionArguments
 from mmlg_hf.data import read_rows
+from mmlg_hf.evaluation import embed_texts
 from mmlg_hf.extraction.ancestors import copy_outer_weights, gene_config, load_ancestor, load_ancestor_processor
 from mmlg_hf.extraction.fitting import fit_gene
 from mmlg_hf.extraction.outputs import cache_ancestor_outputs
@@ -24,6 +28,21 @@ from mmlg_hf.training import ImageTextCollator
 BATCH = 128  # rows that the rotation reads at once
 
 
+class KeptRows(torch.utils.data.Dataset):
+    """Rows that stay in memory once they were read: runs of the same seed see the same ones."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows, self.kept = rows, {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index not in self.kept:
+            self.kept[index] = self.rows[index]
+        return {**self.kept[index]}
+
+
 @dataclass
 class Source:
     """An ancestor, trimmed to the titles, and the pairs with its outputs; the same for every choice and seed."""
@@ -31,7 +50,8 @@ class Source:
     ancestor: Any
     processor: Any
     collator: AncestorCollator
-    rows: Any
+    plain_rows: Any
+    rows: KeptRows
     turned: list[Any] = field(default_factory=list)  # the ancestor turned, once it was asked for
 
     @classmethod
@@ -45,18 +65,39 @@ class Source:
         text = {"text_config": model.config.text_config}
         collator = AncestorCollator(ImageTextCollator(processor, **text).deferred())
         rows = read_rows(data, processor, image_column=IMAGE, text_column=TITLE, **text)
-        return cls(model, processor, collator, cache_ancestor_outputs(model, rows, collator, processor, folder))
+        with_outputs = cache_ancestor_outputs(model, rows, collator, processor, folder)
+        return cls(model, processor, collator, rows, KeptRows(with_outputs))
 
     def for_start(self, args: ExtractionArguments) -> Any:
         """The ancestor that blocks are fitted to: turned, if that is asked for."""
         if not args.rotate:
             return self.ancestor
         if not self.turned:
-            rows = list(islice(self.rows.rows, args.rotation_rows))
+            rows = list(islice(self.plain_rows, args.rotation_rows))
             batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
             made = [self.collator.finish(self.collator(batch)) for batch in batches]
             self.turned.append(rotate_channels(self.ancestor, made)[0])
         return self.turned[0]
+
+
+class Measured:
+    """Rows that descendants of every size are measured on: their photos are read once."""
+
+    def __init__(self, rows: Dataset, processor: Any) -> None:
+        self.processor, self.titles, self.types = processor, list(rows[TITLE]), list(rows[TYPE])
+        images = processor.image_processor
+        parts = [images(part[IMAGE], return_tensors="pt")["pixel_values"] for part in rows.iter(256)]
+        self.photos = torch.cat(parts)
+
+    def figures(self, model: Any) -> dict[str, float]:
+        """As `benchmarks.common.fashion.measure` gives them."""
+        embeddings = []
+        with torch.inference_mode():
+            for part in self.photos.split(256):
+                embeddings.append(F.normalize(model.get_image_features(pixel_values=part).pooler_output, dim=-1))
+        texts = embed_texts(model, self.titles, self.processor)
+        retrieval, zero_shot = figures(model, torch.cat(embeddings), texts, self.types, self.processor, TEMPLATES)
+        return {**zero_shot, **retrieval}
 
 
 class ScheduledTrainer(ExtractionTrainer):
