@@ -7,6 +7,8 @@ from pico import pico_clip, pico_pairs, pico_processor
 from test_extraction import arguments
 
 from benchmarks.common.fashion import TITLE, TYPE, measure
+from benchmarks.common.options import read_settings
+from benchmarks.extraction import report
 from benchmarks.extraction.formulas import FormulaModel
 from benchmarks.extraction.runs import Measured, Source, extract, start
 from mmlg_hf import LearngeneModel, extract_learngene
@@ -196,3 +198,20 @@ def test_a_descendant_is_measured_as_the_other_studies_do():
     processor = pico_processor()
     wanted = measure(model, rows, processor)
     assert Measured(rows, processor).figures(model) == pytest.approx(wanted)
+
+
+def test_choices_are_compared_seed_by_seed_in_the_order_of_the_settings():
+    run = lambda *values: {"sizes": [{"mean_R@1": value} for value in values]}  # noqa: E731
+    keys = {"AdamW/1": run(0.5, 0.7), "AdamW/0": run(0.1, 0.3), "default/0": run(0.1, 0.1), "default/2": run(0, 0)}
+    runs = report.by_name({"runs": keys})
+    assert list(runs) == ["default", "AdamW"]
+    assert list(runs["AdamW"]) == [0, 1]
+    assert report.means(runs["AdamW"], "R@1") == pytest.approx([20, 60])
+    assert report.ahead(runs["AdamW"], runs["default"], "R@1") == pytest.approx([10])
+
+
+def test_every_choice_has_its_place_on_the_page_and_finalists_are_choices():
+    settings = read_settings(report.__file__)
+    placed = [name for names in settings["parts"].values() for name in names]
+    assert sorted(placed) == sorted(settings["choices"])
+    assert set(settings["finalists"]) <= set(placed)

@@ -12,7 +12,14 @@ from benchmarks.common.results import read
 
 COLORS = ("#c0392b", "#e67e22", "#1f77b4", "#17a589")
 FIGURES = {"R@1": "mean_R@1", "R@10": "image_to_text_R@10", "zero-shot": "top1"}
-DEFAULT, TLEG = "default", "no shared block, two for each encoder"
+# What the page compares in words, under the names that its template knows them by.
+COMPARED = {
+    "default": "default",
+    "tleg": "no shared block, two for each encoder",
+    "scaled": "scales of rows and columns",
+    "low": "two for each encoder, second of low rank",
+    "low_scaled": "two for each encoder, second of low rank, scales",
+}
 PARTS: dict[str, list[str]] = read_settings(__file__)["parts"]  # the choices under each of the page's headings
 
 
@@ -42,18 +49,18 @@ def page(folder: Path) -> str:
     }
     genes = {name: read(path)["models"][1:] if path.exists() else [] for name, path in found.items()}
     results = read(folder / "choices.json")
-    named = {"runs": by_name(results), "parts": PARTS, "figures": FIGURES, "default": DEFAULT, "tleg": TLEG}
-    return fill(Path(__file__).parent, results=results, means=means, ahead=ahead, **named, **genes)
+    named = {"runs": by_name(results), "parts": PARTS, "figures": FIGURES}
+    return fill(Path(__file__).parent, results=results, means=means, ahead=ahead, **named, **COMPARED, **genes)
 
 
 def plots(folder: Path) -> dict[str, Figure]:
     """R@10 of each choice at each size with its spread, the default's as lines to compare with."""
     runs = by_name(read(folder / "choices.json"))
     figure, (axis,) = panels(1, 9, 0.6 + 0.27 * len(runs))
-    first = next(iter(runs[DEFAULT].values()))
+    first = next(iter(runs[COMPARED["default"]].values()))
     for index, (size, color) in enumerate(zip(first["sizes"], COLORS, strict=True)):
         values = [[100 * run["sizes"][index][FIGURES["R@10"]] for run in seeds.values()] for seeds in runs.values()]
-        axis.axvline(np.mean(values[list(runs).index(DEFAULT)]), color=color, linewidth=0.8, alpha=0.5)
+        axis.axvline(np.mean(values[list(runs).index(COMPARED["default"])]), color=color, linewidth=0.8, alpha=0.5)
         found = [(np.mean(here), np.std(here, ddof=1) if len(here) > 1 else 0.0) for here in values]
         axis.errorbar(
             [mean for mean, _ in found],
