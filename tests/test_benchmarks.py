@@ -192,7 +192,7 @@ def test_a_target_says_its_spread_and_one_seed_has_none():
     [
         ("alignment", "alignment", ()),
         ("clip_moe", "clip_moe", ("data", "clothing", "seeds")),
-        ("extraction", "choices", ("data", "ancestor", "only")),
+        ("extraction", "choices", ("data", "ancestor", "only", "seeds")),
     ],
 )
 def test_committed_results_can_be_gone_on_with(study, results, left_out, monkeypatch):
@@ -200,7 +200,7 @@ def test_committed_results_can_be_gone_on_with(study, results, left_out, monkeyp
     program = importlib.import_module(f"benchmarks.{study}.__main__")
     monkeypatch.setattr(sys, "argv", [study])
     names = ("data", "tokenizer", "seeds", "quick") if study == "alignment" else ("data", "quick")
-    names = ("data",) if study == "extraction" else names
+    names = ("data", "seeds") if study == "extraction" else names
     options = program.parse(None, *names, settings=program.SETTINGS)
     more = set(program.SETTINGS["experts"]) if study == "clip_moe" else set()
     committed = read(benchmarks.FOLDER / study / "results" / f"{results}.json")["settings"]
