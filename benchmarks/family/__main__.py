@@ -8,7 +8,7 @@ Methods: `starts.py`; sizes and steps: `settings.yaml`; how it is measured: READ
 
     family      four depths x three widths: zero-shot and retrieval on test pairs before and after fine-tuning
     curves      one size, validation pairs, many steps: how long each start keeps its lead, and what scratch needs
-                (with --long by Muon, too, since genes are extracted by it)
+                (with --long by Muon, too, since genes are extracted by it; of DISTILLED only with --methods)
     encoders    image-only descendants classify digits and other photos (--clothing), text-only ones titles into
                 sub-categories
 
@@ -40,9 +40,19 @@ from benchmarks.family.classifiers import clothing_task, digit_task, text_task, 
 from benchmarks.family.cost import extraction_gflops, muon_gflops
 from benchmarks.family.report import plots_of
 from benchmarks.family.settings import CONFIGURATIONS, SETTINGS, known_rows, load_pairs, make_quick_ancestor
-from benchmarks.family.starts import BUNDLED, BY_MUON, GENES, STARTS, Sources, extract_gene, turned_ancestor
+from benchmarks.family.starts import (
+    BUNDLED,
+    BY_MUON,
+    DISTILLED,
+    GENES,
+    STARTS,
+    Sources,
+    extract_gene,
+    turned_ancestor,
+)
 from mmlg_hf.checkpoints import quiet
 from mmlg_hf.descendants import load_learngene
+from mmlg_hf.extraction import DistillationTrainer
 from mmlg_hf.extraction.ancestors import gene_config
 from mmlg_hf.extraction.vocabulary import trim_embedding, trim_tokenizer
 from mmlg_hf.inspection import measure_size
@@ -50,6 +60,7 @@ from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator, with_muon
 
 Size = Sequence[int]  # depth and width
 TUNING_SEED = 100
+FEATURE_WEIGHT = 30.0  # of distillation beside contrast; 10 and imitation alone were tried on validation (LOG.md)
 PARTS = ["family", "curves", "encoders"]
 CURVE_SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the steps, where curves are measured
 MEASURED = ("image_to_text_R@1", "image_to_text_R@10", "mean_R@1")
@@ -106,7 +117,7 @@ class Study:
     def sources(self, seed: int) -> Sources:
         """The ancestor and the genes of one seed, extracted where they are not there yet."""
         options, sources = self.options, Sources(self.ancestor, self.turned)
-        if BUNDLED in options.methods:
+        if {BUNDLED, DISTILLED} & set(options.methods):
             sources.genes[BUNDLED] = gene = load_learngene(options.learngene, dtype=torch.float32)
             have, want = gene.config.text_config.vocab_size, len(self.processor.tokenizer)
             if have != want:
@@ -157,17 +168,25 @@ class Study:
         curve = Curve(at, lambda: self.measure(model, split))
         found: dict[str, Any] = {}
         if steps:
-            args = TrainingArguments(**self.arguments(steps, rate), seed=seed)
-            by_muon = with_muon(args, rate) if method == BY_MUON else None
-            rows = self.train_pairs(seed)
-            trainer = ContrastiveTrainer(
-                model, args, self.collator, rows, callbacks=[curve], optimizer_cls_and_kwargs=by_muon
-            )
+            trainer = self.trainer(method, model, TrainingArguments(**self.arguments(steps, rate), seed=seed), curve)
             started, measuring = time.perf_counter(), curve.seconds
             trainer.train()
             seconds = time.perf_counter() - started - (curve.seconds - measuring)
             found = {"rate": rate, "seconds": round(seconds, 2), "parameters": model.num_parameters()}
         return found | {"curve": curve.points}
+
+    def trainer(
+        self, method: str, model: CLIPModel, args: TrainingArguments, curve: TrainerCallback
+    ) -> ContrastiveTrainer:
+        """What fine-tunes a start: by contrast and AdamW, if the method is not of another kind."""
+        given: dict[str, Any] = {"callbacks": [curve]}
+        if method in (BY_MUON, DISTILLED):
+            given["optimizer_cls_and_kwargs"] = with_muon(args, args.learning_rate)
+        rows = self.train_pairs(args.seed)
+        if method == DISTILLED:
+            given |= {"ancestor": self.ancestor, "feature_weight": FEATURE_WEIGHT}
+            return DistillationTrainer(model, args, self.collator, rows, **given)
+        return ContrastiveTrainer(model, args, self.collator, rows, **given)
 
     def classify(
         self, task: str, method: str, seed: int, genes_of: int, split: str, size: Size, rate: float
@@ -285,7 +304,7 @@ def read_options() -> Namespace:
         *("clothing", "output", "learngene", "seeds", "quick"),
         settings=SETTINGS,
         configuration=("fashion", "ancestor, data set, sizes and steps", CONFIGURATIONS),
-        methods=(list, "all but scratch by Muon, if the data is the gene's own", STARTS),
+        methods=(list, "all that are fine-tuned by AdamW, if the data is the gene's own", STARTS),
         parts=(PARTS, "what is measured", PARTS),
     )
     configuration = CONFIGURATIONS[options.configuration]
@@ -293,7 +312,7 @@ def read_options() -> Namespace:
         setattr(options, key, value)
     if not options.methods:  # another ancestor's descendants are no match for the bundled gene's
         foreign = options.quick or options.configuration != "fashion"
-        left_out = {BY_MUON, BUNDLED} if foreign else {BY_MUON}
+        left_out = {BY_MUON, DISTILLED} | ({BUNDLED} if foreign else set())
         options.methods = [name for name in STARTS if name not in left_out]
         options.methods = ["scratch", BY_MUON] if options.long else options.methods
     if options.long:

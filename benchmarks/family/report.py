@@ -26,8 +26,8 @@ def plots(folder: Path) -> dict[str, Figure]:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """The study itself, the curves from scratch, the bundled gene's curve over a tenth of their steps, its results."""
-    names = {"family": "family", "long": "curves-3000", "short": "curves-300"}
+    """The study itself, the curves from scratch, the bundled gene's over fewer steps, its results."""
+    names = {"family": "family", "long": "curves-3000", "short": "curves-300", "distilled": "curves-600"}
     return {key: Family(read(folder / f"{name}.json")) for key, name in names.items()} | {"zoo": read(ZOO)}
 
 

@@ -60,7 +60,8 @@ class Sources:
 
 
 BUNDLED = "MM-LG, bundled"  # the gene that comes with the package: extracted as MM-LG is, but longer
-BY_MUON = "scratch, by Muon"  # as gene extraction is trained; all others are fine-tuned by AdamW
+BY_MUON = "scratch, by Muon"  # as gene extraction is trained; all but these two are fine-tuned by AdamW
+DISTILLED = "MM-LG, bundled, distilled by Muon"  # by contrast and by imitation of the ancestor (`DistillationTrainer`)
 
 Start = Callable[[Sources, int, int, int], CLIPModel]
 
@@ -141,6 +142,7 @@ STARTS: dict[str, Start] = {
     "TinyCLIP inheritance": by_inheritance,
     "rotated inheritance": by_rotated_inheritance,
     **{name: partial(from_gene, name) for name in (*GENES, BUNDLED)},
+    DISTILLED: partial(from_gene, BUNDLED),
 }
 
 

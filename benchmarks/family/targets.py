@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.common.targets import target
 from benchmarks.family.arrays import Family, difference
 from benchmarks.family.cost import family_cost
-from benchmarks.family.starts import BUNDLED, BY_MUON
+from benchmarks.family.starts import BUNDLED, BY_MUON, DISTILLED
 
 SHORT, EARLIER = "MM-LG", ("TLEG", "SWS", "Chebyshev")  # extracted with the same number of steps
 SCRATCH = ("scratch", BY_MUON)
@@ -16,18 +16,20 @@ SMALLER = {"half depth": (3, 192), "half width": (6, 96), "half of both": (3, 96
 Rows = list[dict[str, Any]]
 
 
-def targets(family: Family, long: Family, short: Family, zoo: dict[str, Any]) -> Rows:
+def targets(family: Family, long: Family, short: Family, distilled: Family, zoo: dict[str, Any]) -> Rows:
     """Args:
     family: the study itself.
     long: the curves from scratch.
     short: the bundled gene's curve over a tenth of their steps.
+    distilled: the curve of its descendants that imitate the ancestor, over a fifth.
     zoo: the bundled gene's own results.
     """
     scratch = [name for name in SCRATCH if name in long.methods]
     return [
         *retention(family, zoo),
         *lead(family),
-        *(level(short, long, name) for name in scratch),
+        *(level(short, BUNDLED, long, name) for name in scratch),
+        *(level(distilled, DISTILLED, long, name) for name in scratch),
         *(row for name in scratch for row in cost(family_cost(family, long, name), name)),
         *storage(family),
     ]
@@ -66,11 +68,11 @@ def lead(family: Family) -> Rows:
     return rows
 
 
-def level(short: Family, long: Family, scratch: str) -> dict[str, Any]:
-    (steps, ours), (scratch_steps, theirs) = short.curve(BUNDLED), long.curve(scratch)
+def level(short: Family, method: str, long: Family, scratch: str) -> dict[str, Any]:
+    (steps, ours), (scratch_steps, theirs) = short.curve(method), long.curve(scratch)
     margin = difference(ours[:, -1], theirs[:, -1])
     asked = (
-        f"2. level with pre-training and fine-tuning: R@10 (both directions) of {BUNDLED} after {steps[-1]} "
+        f"2. level with pre-training and fine-tuning: R@10 (both directions) of {method} after {steps[-1]} "
         f"steps, against {scratch} after {scratch_steps[-1]}"
     )
     return target(asked, margin, margin.mean() >= 0, "validation, the one size whose curve was measured")

@@ -66,7 +66,7 @@ class DemoSettings:
     batch_size: int = 32
     eval_every: int = 10
     learning_rates: dict[str, tuple[float, ...]] = field(
-        default_factory=lambda: {"gene": (1e-3, 1e-3, 1e-3), "scratch": (2.5e-4, 2e-3, 4e-3)}
+        default_factory=lambda: {"gene": (1e-3, 1e-3, 2e-3), "scratch": (2.5e-4, 2e-3, 4e-3)}
     )
     contrastive_steps: int = 100
     contrastive_learning_rate: float = 5e-4
