@@ -137,6 +137,7 @@ def settings(folder, **changes):
     "changes",
     [{}, {"rotate": False, "initialisation": "random", "num_multimodal_blocks": 0, "num_unimodal_blocks": 2}],
 )
+@pytest.mark.slow
 def test_a_run_of_the_study_is_an_extraction_of_the_package(source, tmp_path, changes):
     ours, losses = extract(source, settings(tmp_path, **changes))
     pairs = pico_pairs(16).rename_column("caption", TITLE)
