@@ -81,7 +81,9 @@ def test_growing_in_memory_prints_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("command", ["extract", "align", "diversify", "upcycle", "train-router", "evaluate", "compare"])
+@pytest.mark.parametrize(
+    "command", ["extract", "align", "diversify", "upcycle", "train-router", "evaluate", "compare"]
+)
 def test_a_model_that_is_not_there_is_named_in_a_sentence_of_ours(folders, tmp_path, command):
     words = list(commands(folders, tmp_path / "out")[command])
     at = next(index for index, word in enumerate(words) if word == folders / "clip")

@@ -19,8 +19,8 @@ from benchmarks.common.options import output_folder, parse
 from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
 from benchmarks.demo import report
-from mmlg_hf.demo import demo
 from mmlg_hf.checkpoints import quiet
+from mmlg_hf.demo import demo
 from mmlg_hf.demo.report import DemoProgress
 
 GRID = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
