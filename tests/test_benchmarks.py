@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from benchmarks.common.options import read_settings, settings_of
 from benchmarks.common.pages import grid, told
 from benchmarks.common.results import Results, Runs, compact, read
 from benchmarks.common.targets import target
+from benchmarks.family.arrays import Family
 from benchmarks.family.cost import muon_gflops
 from benchmarks.family.starts import STARTS, Sources, StageWiseModel, turned_ancestor
 from mmlg_hf import LearngeneModel
@@ -225,3 +227,34 @@ def test_the_flops_of_muon_are_those_that_torch_counts():
     with FlopCounterMode(display=False) as counter:
         muon.step()
     assert muon_gflops(config) == pytest.approx(counter.get_total_flops() / 1e9, rel=1e-12)
+
+
+# How the documents name the starts of the family study.
+NAMED = {
+    "scratch": "scratch",
+    "TLEG in each encoder": "TLEG",
+    "weight selection": "weight selection",
+    "TinyCLIP's inheritance": "TinyCLIP inheritance",
+    "MM-LG, as short": "MM-LG",
+    "MM-LG, the bundled gene": "MM-LG, bundled",
+    "**the bundled gene**": "MM-LG, bundled",
+}
+
+
+@pytest.mark.parametrize(("document", "rows"), [("README.md", 5), ("docs/measurements.md", 6)])
+def test_tables_of_the_family_in_documents_say_what_was_measured(document, rows):
+    root = Path(benchmarks.__file__).parent.parent
+    family = Family(read(root / "benchmarks" / "family" / "results" / "family.json"))
+    cells = [
+        line.strip("| ").split(" | ") for line in (root / document).read_text().splitlines() if line.startswith("| ")
+    ]
+    compared = 0
+    for label, stored, *shown in (row for row in cells if len(row) == 6):
+        method = next((method for name, method in NAMED.items() if label.startswith(name)), None)
+        if method is not None:
+            columns = [(figure, when) for figure in ("top1", "image_to_text_R@10") for when in ("before", "after")]
+            assert shown == [f"{family.mean(method, when, figure).mean():.1f}" for figure, when in columns], label
+            megabytes = family.stored_megabytes(method)
+            assert stored == ("none" if megabytes is None else f"{megabytes:.1f} MB")
+            compared += 1
+    assert compared == rows
