@@ -111,9 +111,14 @@ def test_ctrl_c_in_the_middle_of_an_extraction_and_resume_give_the_undisturbed_g
         return step(self, *args, **kwargs)
 
     words = (*commands(folders, tmp_path / "stopped")["extract"], *EXTRACTION)
-    with monkeypatch.context() as patch:
-        patch.setattr(ExtractionTrainer, "training_step", stopped)
-        told = sentence(run(*words), 130)
+    # Where the tests run in the background of a shell, which has them ignore Ctrl-C, Python has no handler of it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(ExtractionTrainer, "training_step", stopped)
+            told = sentence(run(*words), 130)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert told.endswith("give the same command again with --resume, which goes on from the last checkpoint.")
     assert list((tmp_path / "stopped").glob("*.safetensors")) == []
     assert run(*words, "--resume").exit_code == 0

@@ -46,7 +46,7 @@ def _shoe(draw: ImageDraw.ImageDraw) -> None:
 
 def _watch(draw: ImageDraw.ImageDraw) -> None:
     for top, low in ((0.02, 0.34), (0.66, 0.98)):
-        draw.rounded_rectangle(_scaled([(0.38, top), (0.62, low)]), 30, fill="#2b2320")
+        draw.rounded_rectangle(_scaled([(0.38, top), (0.62, low)]), 30, fill="#c9cbd0")
     draw.ellipse(_scaled([(0.24, 0.24), (0.76, 0.76)]), fill="#9a9ca1")
     draw.ellipse(_scaled([(0.28, 0.28), (0.72, 0.72)]), fill="#17181c")
     draw.rounded_rectangle(_scaled([(0.755, 0.47), (0.80, 0.53)]), 8, fill="#9a9ca1")
