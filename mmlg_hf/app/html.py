@@ -55,12 +55,19 @@ def facts(grown: Grown) -> str:
     shown = (
         (f"{grown.parameters / 1e6:.2f} M", "parameters"),
         (f"{grown.megabytes:.1f} MB", "in float32"),
-        (f"{grown.milliseconds_picture:.1f} ms", "a picture"),
-        (f"{grown.milliseconds_text:.1f} ms", "a text"),
+        (_time(grown.milliseconds_picture), "a picture"),
+        (_time(grown.milliseconds_text), "a text"),
     )
     cells = "".join(f"<div><b>{value}</b><span>{what}</span></div>" for value, what in shown)
     note = f"{grown.depth} layers, {grown.width} wide, grown in {grown.seconds:.2f} s"
     return f'<div class="mmlg-facts">{cells}<div class="mmlg-note">{note}</div></div>'
+
+
+def _time(milliseconds: float) -> str:
+    """Milliseconds in as few letters as the page has room for, also on a slow machine."""
+    if milliseconds >= 999.5:
+        return f"{milliseconds / 1000:.1f} s"
+    return f"{milliseconds:.1f} ms" if milliseconds < 99.95 else f"{milliseconds:.0f} ms"
 
 
 def bars(sizes: Sequence[Grown], labels: Sequence[str], shares: Sequence[Sequence[float]]) -> str:

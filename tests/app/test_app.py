@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -285,3 +286,12 @@ def test_the_command_says_what_it_takes():
     told = CliRunner().invoke(app, ["app", "--help"])
     assert told.exit_code == 0
     assert "--pictures" in told.output
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "shown"), [(6.34, "6.3 ms"), (99.97, "100 ms"), (792, "792 ms"), (1512, "1.5 s")]
+)
+def test_times_are_short_enough_for_their_place_on_slow_machines_too(milliseconds, shown):
+    grown = SimpleNamespace(parameters=1, megabytes=1, depth=1, width=32, seconds=1, milliseconds_text=1.0)
+    grown.milliseconds_picture = milliseconds
+    assert f"<b>{shown}</b><span>a picture</span>" in html.facts(grown)
