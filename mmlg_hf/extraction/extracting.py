@@ -118,9 +118,8 @@ def extract_learngene(
         evaluation = _process(evaluation, model, processor, args)
         check_rows(evaluation, args.eval_batch_size, args.world_size, "evaluation")
     set_seed(args.seed)
-    stopwatch = Stopwatch.gone_on_with(
-        checkpoint
-    )  # the rotation, the fit and the ancestor's outputs are part of the price
+    # From here: the rotation, the fit and the ancestor's outputs are part of the price.
+    stopwatch = Stopwatch.gone_on_with(checkpoint)
     gene, turned_model, turned = _make_gene(model, args, train, collator)
     # Embeddings as large as the encoder is wide are turned, too.
     imitated = turned_model if gene.config.kin.embeds_at_width else imitated

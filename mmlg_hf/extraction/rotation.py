@@ -161,7 +161,7 @@ def rotate_channels(
             is.
         batches: `pixel_values` [B, 3, H, W] and, with a text side, `input_ids` [B, T], and `attention_mask` [B, T]
             where the model takes one, to read the stream from; read once, but for those compared, and nothing of them
-            is kept but sums and embeddings.
+            is kept but sums, embeddings and a number for each patch.
         least_cosine: an encoder whose turned embeddings fall below this is left as it is.
 
     Returns:

@@ -20,7 +20,7 @@ MEMORY, FILES = 0.03, 2.0
 
 PAGE = """# What the long runs showed
 
-`make soak` wrote this page from [soak.json](soak.json). What happens in each fault is in
+The programs of `make soak` wrote this page from [soak.json](soak.json). What happens in each fault is in
 [when something goes wrong](faults.md).
 
 {where}
