@@ -25,12 +25,14 @@ OF_RUNS = ("formula", "rate", "first", "stop_after")  # what of a choice is no a
 
 def measure_choice(options: Namespace, source: Source, validation: Measured, name: str, seed: int) -> dict[str, Any]:
     """Extract with one choice, and measure descendants before any fine-tuning."""
-    # The default weight decay is for long extractions; in one of 80 steps neither does anything.
-    changes = {"weight_decay": 0.05} | SETTINGS["choices"][name]
+    changes = {**SETTINGS["choices"][name]}
     ours = {key: changes.pop(key) for key in OF_RUNS if key in changes}
     share = changes.pop("share_of_batch", 1)
-    changes |= {"max_steps": round(options.steps / share)}
-    changes |= {"per_device_train_batch_size": round(options.batch_size * share)}
+    if not changes.pop("whole", False):
+        # The default weight decay is for long extractions; in one of 80 steps neither does anything.
+        changes = {"weight_decay": 0.05} | changes
+        changes |= {"max_steps": round(options.steps / share)}
+        changes |= {"per_device_train_batch_size": round(options.batch_size * share)}
     changes |= {"save_strategy": "no", "disable_tqdm": True, "seed": seed}
     begun = time.process_time()
     gene, losses = extract(source, arguments(options.work, **changes), **ours)
