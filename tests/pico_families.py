@@ -48,6 +48,12 @@ def make_hostile(model: Any, seed: int = 0) -> Any:
     return model.eval()
 
 
+def decaying_map(width: int, rate: float, generator: torch.Generator) -> Tensor:
+    """A map [width, width] whose directions, none of them a channel, are each `rate` times as strong as the last."""
+    axes = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+    return axes @ torch.diag(rate ** torch.arange(width)) @ axes.T
+
+
 def family_inputs(family: str, batch: int = 3) -> dict[str, Tensor]:
     """Images and texts for `batch` pairs: to one length without a mask for SigLIP, with a mask for the others."""
     generator = torch.Generator().manual_seed(5)

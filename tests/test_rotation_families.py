@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pico import pico_clip
+from pico_families import decaying_map
 from test_rotation import batch, centred_cosine
 from torch.nn import functional as F
 from transformers import (
@@ -81,9 +82,7 @@ def test_a_turned_siglip_computes_what_the_siglip_does_in_turned_embeddings():
 def decaying():
     """A SigLIP whose embeddings lie in directions of falling strength, none of them a channel."""
     model = siglip()
-    generator = torch.Generator().manual_seed(4)
-    axes = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator))[0]
-    shrink = axes @ torch.diag(0.8 ** torch.arange(WIDTH)) @ axes.T
+    shrink = decaying_map(WIDTH, 0.8, torch.Generator().manual_seed(4))
     head = model.vision_model.head
     with torch.no_grad():
         for linear in (head.attention.out_proj, head.mlp.fc2, model.text_model.head):

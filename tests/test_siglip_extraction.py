@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pico import pico_pairs, pico_processor
-from pico_families import family_inputs, make_hostile, pico_ancestor
+from pico_families import decaying_map, family_inputs, make_hostile, pico_ancestor
 from torch.nn import functional as F
 from transformers import SiglipModel, SiglipTextModel, SiglipVisionModel
 
@@ -70,8 +70,7 @@ def decaying():
     """A SigLIP whose streams and embeddings lie in directions of falling strength, none of them a channel."""
     model = pico_ancestor("siglip", vision_width=WIDTH, text_width=WIDTH)
     generator = torch.Generator().manual_seed(4)
-    axes = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator))[0]
-    shrink = axes @ torch.diag(0.75 ** torch.arange(WIDTH)) @ axes.T
+    shrink = decaying_map(WIDTH, 0.75, generator)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)

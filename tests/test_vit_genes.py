@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from pico import pico_clip, pico_pairs, pico_processor
-from pico_families import make_hostile
+from pico_families import decaying_map, make_hostile
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import (
@@ -162,8 +162,7 @@ def decaying(cls):
     torch.manual_seed(0)
     model = cls(Dinov2Config(**ENCODER, mlp_ratio=3) if cls is Dinov2Model else ViTConfig(**ENCODER, num_labels=5))
     generator = torch.Generator().manual_seed(4)
-    axes = torch.linalg.qr(torch.randn(32, 32, generator=generator))[0]
-    shrink = axes @ torch.diag(0.75 ** torch.arange(32)) @ axes.T
+    shrink = decaying_map(32, 0.75, generator)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and ("o_proj" in name or "fc2" in name):
