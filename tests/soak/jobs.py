@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ from pico import pico_clip, pico_pairs, pico_processor
 from pico_genes import multimodal_gene
 from pico_zoo import write_zoo
 from safetensors.torch import load_file
+from tqdm.auto import tqdm
 from typer.testing import CliRunner
 
 from mmlg_hf.cli import app
@@ -116,6 +118,9 @@ class Command:
             return child
         code = 70
         try:
+            # tqdm's own lock is shared with all forks: one killed while it draws a bar would hold it for good, and every
+            # later one would wait for it.
+            tqdm.set_lock(threading.RLock())
             handle = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
