@@ -31,8 +31,8 @@ def test_a_full_size_descendant_of_a_turned_ancestor_computes_what_the_ancestor_
         torch.testing.assert_close(own.logits_per_image, theirs.logits_per_image, rtol=0, atol=1e-4)
         return
     torch.testing.assert_close(own.text_embeds, theirs.text_embeds, rtol=0, atol=1e-4)
-    # A norm that varies is folded into the embeddings, which is not exact; what would lose more stays unturned.
-    assert centred_cosine(own.image_embeds, theirs.image_embeds) >= 0.99
+    # A norm that varies is folded into the embeddings, which is not exact.
+    assert centred_cosine(own.image_embeds, theirs.image_embeds) >= 0.998
 
 
 def decaying(family, seed=4):

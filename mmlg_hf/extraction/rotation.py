@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from ..errors import LearngeneError
+from .pre_norm import fold_pre_norm
 
 logger = logging.get_logger(__name__)
 
@@ -131,15 +132,10 @@ class _Found:
     def __init__(self) -> None:
         self.moment: Any = 0  # the mean outer product [D, D] of what its LayerNorms read, but for a factor
         self.embeddings: list[Tensor] = []  # of each batch, [B, D]
-        self.stretches: list[Tensor] = []  # std(w * c) / std(c) of tokens, c what a norm of weight w before it centres
 
     def read(self, rows: Tensor, weight: float) -> None:
         rows = F.layer_norm(rows.float(), rows.shape[-1:])  # [N, D]
         self.moment = self.moment + weight * (rows.T @ rows).cpu().double() / len(rows)
-
-    def stretch(self, norm: Any, inputs: tuple[Tensor, ...]) -> None:
-        rows = F.layer_norm(inputs[0].float(), inputs[0].shape[-1:], eps=norm.eps)
-        self.stretches.append((rows * norm.weight).std(dim=-1, correction=0).flatten().cpu())
 
 
 @torch.no_grad()
@@ -150,7 +146,7 @@ def rotate_channels(
 
     The copy computes what the ancestor does, but for the LayerNorm before a CLIP's image layers: its weight acts on
     the stream itself, and a turned elementwise product is none. The weight moves into the embeddings, so that the
-    direction of each token is exact and its length, where the weight varies, near (see `_fold_pre_norm`).
+    direction of each token is exact and its length, where the weight varies, near (see `fold_pre_norm`).
 
     A `SiglipModel`'s embeddings, of both sides, are turned to their principal components too, by one rotation: their
     products, and so all logits, stay. A `ViTModel` gives out what its last LayerNorm makes, whose weight and bias then
@@ -160,8 +156,8 @@ def rotate_channels(
         ancestor: `CLIPModel`, `MetaClip2Model`, `SiglipModel`, `ViTModel` or `ViTForImageClassification`; left as it
             is.
         batches: `pixel_values` [B, 3, H, W] and, with a text side, `input_ids` [B, T], and `attention_mask` [B, T]
-            where the model takes one, to read the stream from; read once, but for those compared, and nothing of them
-            is kept but sums, embeddings and a number for each patch.
+            where the model takes one, to read the stream from; read once, a CLIP's pictures twice, and those compared
+            once more. Nothing of them is kept but sums and embeddings.
         least_cosine: an encoder whose turned embeddings fall below this is left as it is.
 
     Returns:
@@ -177,7 +173,7 @@ def rotate_channels(
     model = deepcopy(ancestor).eval()
     streams = _STREAMS[family]
     found = _read_streams(model, streams, batches)
-    readouts = {modality: _turn_stream(model, s, found[modality]) for modality, s in streams.items()}
+    readouts = {modality: _turn_stream(model, s, found[modality], batches) for modality, s in streams.items()}
     kept = _compare(model, streams, found, readouts, batches)
     for modality, cosine in list(kept.items()):
         logger.info(f"the turned {modality} encoder keeps a cosine of {cosine:.4f} to the ancestor's")
@@ -283,9 +279,6 @@ def _read_streams(
             handles.append(norm.register_forward_pre_hook(reader(modality, 1.0)))
         final = model.get_submodule(stream.final)
         handles.append(final.register_forward_pre_hook(reader(modality, 2.0 * len(layers))))
-        if stream.pre_norm is not None:
-            pre_norm = model.get_submodule(stream.pre_norm)
-            handles.append(pre_norm.register_forward_pre_hook(found[modality].stretch))
     try:
         for batch in batches:
             mask = batch["attention_mask"].to(model.device).bool() if "attention_mask" in batch else None
@@ -297,15 +290,17 @@ def _read_streams(
     return found
 
 
-def _turn_stream(model: Any, stream: _Stream, found: _Found) -> nn.Module | None:
+def _turn_stream(
+    model: Any, stream: _Stream, found: _Found, batches: Iterable[Mapping[str, Tensor]]
+) -> nn.Module | None:
     """Turn all that reads and writes one stream, in place; where features are the output, return their way back."""
     embeddings = model.get_submodule(stream.embeddings)
     rotation = principal_rotation(found.moment).to(next(embeddings.parameters()).device)
+    written = rotation
     if stream.pre_norm is not None:
-        norm = model.get_submodule(stream.pre_norm)
-        _fold_pre_norm(norm, embeddings, torch.cat(found.stretches).mean().item())
-        norm.bias.copy_(rotation @ norm.bias)
-    _turn_embeddings(embeddings, rotation)
+        pixels = (batch["pixel_values"] for batch in batches)
+        written = fold_pre_norm(model.get_submodule(stream.pre_norm), embeddings, pixels, rotation)
+    _turn_embeddings(embeddings, written)
     for layer in model.get_submodule(stream.layers):
         for name, names in stream.reads.items():
             _turn_reads(layer.get_submodule(name), [layer.get_submodule(reader) for reader in names], rotation)
@@ -327,19 +322,6 @@ def _restore(model: Any, ancestor: Any, stream: _Stream) -> None:
     for name in (stream.embeddings, stream.layers, stream.final, *stream.readers, stream.pre_norm):
         if name and getattr(model, name.partition(".")[0]) is not None:
             model.get_submodule(name).load_state_dict(ancestor.get_submodule(name).state_dict())
-
-
-def _fold_pre_norm(norm: Any, embeddings: Any, ratio: float) -> None:
-    """Move the weight w of the LayerNorm before the layers into the embeddings, and leave a constant in its place.
-
-    With C the centring matrix, LN(e) = w * Ce / std(Ce) + b. Embeddings diag(w) C e give the same direction, but for
-    the all-ones one, which no later LayerNorm reads; their own deviation std(w * Ce) takes the place of std(Ce), and
-    the constant, the mean ratio of the two, makes up for it. Exact where w is constant.
-    """
-    size = len(norm.weight)
-    centring = torch.eye(size, device=norm.weight.device) - 1 / size
-    _turn_embeddings(embeddings, centring @ torch.diag(norm.weight) @ centring)
-    nn.init.constant_(norm.weight, ratio)
 
 
 def _turn_embeddings(embeddings: Any, rotation: Tensor) -> None:

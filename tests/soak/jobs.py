@@ -118,8 +118,8 @@ class Command:
             return child
         code = 70
         try:
-            # tqdm's own lock is shared with all forks: one killed while it draws a bar would hold it for good, and every
-            # later one would wait for it.
+            # tqdm's own lock is shared with all forks: one that is killed while it draws a bar would hold it for good,
+            # and every later one would wait for it.
             tqdm.set_lock(threading.RLock())
             handle = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(handle, 1)
