@@ -18,6 +18,7 @@ from ..shell.options import (
     LearningRate,
     Limit,
     MaxSteps,
+    NumWorkers,
     Seed,
     Split,
     TextColumn,
@@ -48,6 +49,7 @@ def diversify(
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
     limit: Limit = None,
+    num_workers: NumWorkers = 0,
     seed: Seed = 42,
     device: Device = None,
     as_json: AsJson = False,
@@ -63,7 +65,7 @@ def diversify(
         num_clusters=num_clusters,
         max_dropped=max_dropped,
         label_smoothing_factor=label_smoothing,
-        **_training(output, batch_size, learning_rate, epochs, max_steps, seed, device),
+        **_training(output, batch_size, learning_rate, epochs, max_steps, num_workers, seed, device),
     )
     with stdout_for_json(as_json):
         experts = run(base, rows, args, processor=processor)
@@ -120,6 +122,7 @@ def train_router(
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
     limit: Limit = None,
+    num_workers: NumWorkers = 0,
     seed: Seed = 42,
     device: Device = None,
     as_json: AsJson = False,
@@ -131,9 +134,8 @@ def train_router(
     from .router_training import train_router as run
 
     processor, rows = _inputs(mixture, data, split, image_column, text_column, limit)
-    args = RouterArguments(
-        train_experts=train_experts, **_training(output, batch_size, learning_rate, epochs, max_steps, seed, device)
-    )
+    training = _training(output, batch_size, learning_rate, epochs, max_steps, num_workers, seed, device)
+    args = RouterArguments(train_experts=train_experts, **training)
     with stdout_for_json(as_json):
         goes_on = last_checkpoint(output) is not None
         run(mixture, rows, args, processor=processor, resume_from_checkpoint=goes_on)
@@ -150,6 +152,7 @@ def _training(
     learning_rate: float,
     epochs: float,
     max_steps: int,
+    num_workers: int,
     seed: int,
     device: str | None,
 ) -> dict[str, Any]:
@@ -160,6 +163,7 @@ def _training(
         "learning_rate": learning_rate,
         "num_train_epochs": epochs,
         "max_steps": max_steps,
+        "dataloader_num_workers": num_workers,
         "seed": seed,
         "save_total_limit": 1,
         "logging_steps": 10,
@@ -185,14 +189,14 @@ def _processor(name: str) -> Any:
 def _inputs(
     name: str, data: str, split: str, image_column: str | None, text_column: str | None, limit: int | None
 ) -> tuple[Any, Any]:
-    """Return the model's processor and the rows as tensors, made once and cached by `datasets`."""
-    from ..data import load_image_text, process_pairs
+    """Return the model's processor and the rows: tokens cached by `datasets`, pictures read when their row is."""
+    from ..data import load_image_text, read_rows
 
     processor = _processor(name)
     rows: Any = load_image_text(data, split)
     if limit is not None:
         rows = rows.take(limit)
-    return processor, process_pairs(rows, processor, image_column=image_column, text_column=text_column)
+    return processor, read_rows(rows, processor, image_column=image_column, text_column=text_column)
 
 
 def _experts_in(folder: Path | None) -> list[str]:

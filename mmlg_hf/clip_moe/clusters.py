@@ -16,16 +16,20 @@ MiniBatchKMeans = require("sklearn.cluster", "demo").MiniBatchKMeans
 
 
 def embed_pairs(
-    model: Any, dataset: Any, data_collator: Any, *, batch_size: int = 256
+    model: Any, dataset: Any, data_collator: Any, *, batch_size: int = 256, num_workers: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the normalised embeddings of all images and all texts, two float32 arrays [N, D].
 
     Each process embeds its share of the rows and returns all of them. The model is left in evaluation mode.
+
+    Args:
+        num_workers: processes that make the batches, beside each of these.
     """
     state = PartialState()
     model.eval()
     with state.split_between_processes(list(range(len(dataset)))) as own:
-        loader = DataLoader(Subset(dataset, own), batch_size=batch_size, collate_fn=data_collator)
+        part = Subset(dataset, own)
+        loader = DataLoader(part, batch_size=batch_size, collate_fn=data_collator, num_workers=num_workers)
         parts: list[tuple[np.ndarray, np.ndarray]] = []
         for batch in loader:
             inputs = {key: value.to(model.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}

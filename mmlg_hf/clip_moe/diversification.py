@@ -183,7 +183,8 @@ def _find_clusters(
     """Cluster all pairs by one model's embeddings within the earlier clusters, or read what was found before."""
     path = folder / "clusters.npy"
     if not path.exists():
-        embeds = embed_pairs(model.to(args.device), dataset, data_collator, batch_size=args.per_device_eval_batch_size)
+        how = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
+        embeds = embed_pairs(model.to(args.device), dataset, data_collator, **how)
         # One process clusters for all: floating-point differences between machines must not part them.
         found: list[Any] = [None]
         if PartialState().is_main_process:

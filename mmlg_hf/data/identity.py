@@ -92,12 +92,14 @@ def fingerprint_data(dataset: Any, columns: Iterable[str] | None = None) -> str:
     """Hash the content of rows, pictures by their bytes and not by where they lie: 32 hexadecimal digits.
 
     Args:
-        dataset: a `Dataset`, whatever its format, or anything else with a length and rows; of a stream only the first
-            8 rows are read.
+        dataset: a `Dataset`, whatever its format; rows with a `fingerprint` of their own; or anything else with a
+            length and rows. Of a stream only the first 8 rows are read.
         columns: the columns that count; None takes all.
     """
     from .pictures import undecoded  # the package of data names what it makes by this module
 
+    if hasattr(dataset, "fingerprint"):
+        return dataset.fingerprint()
     names = sorted(set(getattr(dataset, "column_names", None) or () if columns is None else columns))
     digest = hashlib.sha256(json.dumps(names).encode())
     if isinstance(dataset, Dataset):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from ..data import PictureRows, processor_key
+from ..data import processor_key
 from ..data.identity import PROCESSING_VERSION, fingerprint_data, fingerprint_model
 from ..errors import LearngeneError
 from ..saving import whole_file
@@ -82,8 +82,8 @@ def cache_ancestor_outputs(
         num_workers: processes that read pictures.
         shard: rows of a file.
     """
-    content = rows.fingerprint() if isinstance(rows, PictureRows) else fingerprint_data(rows)
-    made_by = (fingerprint_model(ancestor), content, processor_key(processor), PROCESSING_VERSION, shard)
+    what = (fingerprint_model(ancestor), fingerprint_data(rows), processor_key(processor))
+    made_by = (*what, PROCESSING_VERSION, shard)
     key = hashlib.sha256(" ".join(map(str, made_by)).encode()).hexdigest()
     folder = Path(cache_dir, f"ancestor-outputs-{key[:32]}")
     files = [folder / f"{start // shard:06d}.safetensors" for start in range(0, len(rows), shard)]

@@ -28,6 +28,7 @@ TextColumn = Annotated[str | None, typer.Option(help="Text column; found by itse
 Split = Annotated[str, typer.Option(help="Split of the dataset.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only this many rows, from the first.")]
 BatchSize = Annotated[int, typer.Option(min=2, help="Pairs in one batch on each process.")]
+NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read pictures beside the training.")]
 Epochs = Annotated[float, typer.Option(min=0.0, help="Passes over the data.")]
 MaxSteps = Annotated[int, typer.Option(help="Stop after this many steps; -1 goes by epochs.")]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]

@@ -1,12 +1,14 @@
 """`mmlg moe diversify | upcycle | train-router` on pico data, and its errors."""
 
 import pytest
+import torch
 from pico import pico_clip, pico_pairs, pico_processor
 from transformers import CLIPModel, CLIPProcessor
 from typer.testing import CliRunner
 
 from mmlg_hf.cli import app
-from mmlg_hf.clip_moe import CLIPMoEModel
+from mmlg_hf.clip_moe import CLIPMoEModel, cli
+from mmlg_hf.data import PictureRows
 
 
 @pytest.fixture
@@ -36,6 +38,25 @@ def test_three_commands_make_a_trained_mixture(folder):
     assert done.exit_code == 0, done.output
     assert CLIPMoEModel.from_pretrained(folder / "clip-moe").config.num_experts == 3
     assert CLIPProcessor.from_pretrained(folder / "clip-moe").tokenizer.model_max_length == 16
+
+
+def test_the_rows_of_a_command_are_pictures_that_are_read_when_they_are_asked_for(folder):
+    _, rows = cli._inputs(str(folder / "base"), str(folder / "pairs"), "train", None, None, 3)
+    assert isinstance(rows, PictureRows)
+    assert [row["pixel_values"].dtype for row in rows] == [torch.uint8] * 3
+
+
+@pytest.mark.slow
+def test_workers_change_nothing_of_an_expert(folder):
+    common = ["--num-experts", 2, "--num-clusters", 1, "--batch-size", 4, "--max-steps", 2, "--learning-rate", 1e-3]
+    found = []
+    for workers in (0, 2):
+        output = folder / str(workers)
+        given = ["--data", folder / "pairs", "--output", output, *common, "--num-workers", workers]
+        done = mmlg_moe("diversify", folder / "base", *given)
+        assert done.exit_code == 0, done.output
+        found.append(CLIPModel.from_pretrained(output / "stage-1" / "expert").state_dict())
+    assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
 
 
 def test_experts_can_be_named_one_by_one(folder):
