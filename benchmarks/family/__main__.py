@@ -45,6 +45,7 @@ from benchmarks.family.starts import (
     BY_MUON,
     DISTILLED,
     GENES,
+    LONGER,
     STARTS,
     Sources,
     extract_gene,
@@ -124,18 +125,19 @@ class Study:
                 raise SystemExit(
                     f"{options.learngene} has {have} tokens, the data {want}: leave {BUNDLED!r} out of --methods"
                 )
-        batch = options.extraction_batch_size
         for name in (name for name in GENES if name in options.methods):
             started = time.perf_counter()
-            rows = self.train_rows(seed, options.extraction_steps * batch)
-            arguments = {"max_steps": options.extraction_steps, "seed": seed, "per_device_train_batch_size": batch}
+            steps = GENES[name].get("max_steps", options.extraction_steps)
+            batch = GENES[name].get("per_device_train_batch_size", options.extraction_batch_size)
+            rows = self.train_rows(seed, steps * batch)
+            arguments = {"max_steps": steps, "seed": seed, "per_device_train_batch_size": batch}
             folder = self.work / f"genes-{seed}"
             gene = extract_gene(name, self.ancestor, rows, self.processor, SETTINGS["extraction"] | arguments, folder)
             sources.genes[name] = gene
             record = folder / f"{name}.json"
             if not record.exists():
                 about = {"seconds": time.perf_counter() - started, "parameters": gene.num_parameters()}
-                record.write_text(json.dumps(about | {"steps": options.extraction_steps}))
+                record.write_text(json.dumps(about | {"steps": steps, "batch_size": batch}))
         return sources
 
     @torch.no_grad()
@@ -312,7 +314,7 @@ def read_options() -> Namespace:
         setattr(options, key, value)
     if not options.methods:  # another ancestor's descendants are no match for the bundled gene's
         foreign = options.quick or options.configuration != "fashion"
-        left_out = {BY_MUON, DISTILLED} | ({BUNDLED} if foreign else set())
+        left_out = {BY_MUON, DISTILLED} | ({BUNDLED, *LONGER} if foreign else set())
         options.methods = [name for name in STARTS if name not in left_out]
         options.methods = ["scratch", BY_MUON] if options.long else options.methods
     if options.long:

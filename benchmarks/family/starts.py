@@ -30,6 +30,7 @@ from mmlg_hf.training import ImageTextCollator
 
 # How each gene is extracted; "SWS" has a block for each stage, see `StageWiseModel`.
 GENES: dict[str, dict[str, Any]] = SETTINGS["genes"]
+LONGER = tuple(name for name in GENES if "max_steps" in GENES[name])  # than the study's own extractions
 
 
 class StageWiseModel(LearngeneModel):
