@@ -66,6 +66,9 @@ class LearngeneConfig(PreTrainedConfig):
         mixing (`str`): "shared-slope" (one block each: V + (l/L) M), "linear" (1, l/L; at most two blocks a group; one
             each: M + (l/L) V), "chebyshev" (T_n(l/L)) or "learned" (one coefficient per layer, block and parameter,
             trained, and interpolated over l/L for another depth).
+        weight_scales (`bool`): whether each layer has factors of its own on the rows and columns of its matrices,
+            diag(r_l) W_l diag(c_l), trained, and interpolated over l/L for another depth (the diagonals of FINE,
+            CVPR-26, in the blocks' own axes).
         token_embedding_rank (`int`, *optional*): the token embedding is stored as a product of [vocabulary, rank] and
             [rank, width] (ALBERT, arXiv 1909.11942); None stores it whole. Descendants have it whole.
         scale_norms (`bool` or `list[str]`): whether a slice of width w multiplies its LayerNorm weights by sqrt(W/w),
@@ -98,6 +101,7 @@ class LearngeneConfig(PreTrainedConfig):
     num_multimodal_blocks: int = 1
     num_unimodal_blocks: int = 1
     mixing: str = "linear"
+    weight_scales: bool = False
     token_embedding_rank: int | None = None
     scale_norms: bool | list[str] = False
     logit_scale_init_value: float | int = 2.6592

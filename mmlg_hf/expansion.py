@@ -6,6 +6,7 @@ Layer l of L is a weighted sum of blocks, parameter by parameter (MM-LG, arXiv 2
     text encoder    W_l = sum_n f_n(l/L) * M_n + sum_n g_n(l/L) * T_n
 
 With one block each that is M + (l/L) * V, or, with a base of each encoder's own and a shared slope, V + (l/L) * M.
+Each matrix may then be scaled by factors of its layer, diag(r_l) W_l diag(c_l) (FINE, CVPR-26).
 
 The gene's own forward and every descendant are made by the functions below and by nothing else.
 """
@@ -34,6 +35,8 @@ LAYER_AXES: dict[str, tuple[str | None, ...]] = {
     "mlp.fc2.weight": ("hidden", "mlp"),
     "mlp.fc2.bias": ("hidden",),
 }
+
+MATRIX_SIDES = ("rows", "columns")  # what scales a matrix along its first and its second axis
 
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
 TOKEN_PROJECTION = "text_model.embeddings.token_projection.weight"
@@ -124,6 +127,7 @@ def expand_layers(
     coefficients: Tensor | Mapping[str, Tensor],
     sizes: Mapping[str, int],
     norm_scale: float = 1.0,
+    scales: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Compute the weights of all layers of one encoder, one matrix product per parameter.
 
@@ -135,6 +139,7 @@ def expand_layers(
         coefficients: [depth, N_m + N_u] for every parameter, or one such matrix per parameter.
         sizes: the wanted size of the "hidden" and the "mlp" axis.
         norm_scale: a factor on the weights of the layers' LayerNorms, see `slice_norm_scale`.
+        scales: factors [depth, size] on the matrices, by "LINEAR.rows" and "LINEAR.columns"; None has none.
 
     Returns:
         for each layer parameter a tensor [depth, ...].
@@ -150,7 +155,18 @@ def expand_layers(
             expanded[name] = (mixing @ blocks.flatten(1)).unflatten(1, blocks.shape[1:])
         if norm_scale != 1 and name in ("layer_norm1.weight", "layer_norm2.weight"):
             expanded[name] = expanded[name] * norm_scale
+        for factors in _factors_on(name, scales):
+            expanded[name] = expanded[name] * factors.to(expanded[name])
     return expanded
+
+
+def _factors_on(name: str, scales: Mapping[str, Tensor] | None) -> list[Tensor]:
+    """What a layer parameter is multiplied by, after another: rows [depth, out, 1] and columns [depth, 1, in]."""
+    if not scales or len(LAYER_AXES[name]) != 2:
+        return []
+    linear = name.removesuffix(".weight")
+    sides = zip(MATRIX_SIDES, (-1, -2), strict=True)
+    return [scales[key].unsqueeze(axis) for side, axis in sides if (key := f"{linear}.{side}") in scales]
 
 
 # Integers of a type's size: as such, numbers are compared bit by bit, in half of the time.
@@ -204,12 +220,13 @@ def _taken_apart(sources: Mapping[str, tuple]) -> tuple[dict[str, tuple], dict[t
     """Return the arguments of `expand_layers` for several encoders as settings of each, and the tensors of all."""
     about: dict[str, tuple] = {}
     tensors: dict[tuple, Tensor] = {}
-    for encoder, (multimodal, unimodal, coefficients, sizes, norm_scale) in sources.items():
+    for encoder, (multimodal, unimodal, coefficients, sizes, norm_scale, scales) in sources.items():
         mixing = {"": coefficients} if isinstance(coefficients, Tensor) else coefficients
         tensors |= {("multimodal", name): block for name, block in multimodal.items()}
         tensors |= {(encoder, "blocks", name): block for name, block in unimodal.items()}
         tensors |= {(encoder, "coefficients", name): matrix for name, matrix in mixing.items()}
-        about[encoder] = (list(multimodal), list(unimodal), list(mixing), dict(sizes), norm_scale)
+        tensors |= {(encoder, "scales", name): factors for name, factors in scales.items()}
+        about[encoder] = (list(multimodal), list(unimodal), list(mixing), dict(sizes), norm_scale, list(scales))
     return about, tensors
 
 
@@ -229,6 +246,7 @@ def fill_layers(
     coefficients: Tensor | Mapping[str, Tensor],
     sizes: Mapping[str, int],
     norm_scale: float,
+    scales: Mapping[str, Tensor],
     layers: Mapping[str, Sequence[Tensor]],
 ) -> None:
     """Write what `expand_layers` computes into the memory of layers that are there, some rows at a time.
@@ -237,7 +255,7 @@ def fill_layers(
     once, where `expand_layers` makes one stack of all layers, of which a model's own tensors would be copies.
 
     Args:
-        multimodal, unimodal, coefficients, sizes, norm_scale: as for `expand_layers`.
+        multimodal, unimodal, coefficients, sizes, norm_scale, scales: as for `expand_layers`.
         layers: by layer parameter, the tensor of each layer, of any type and on any device.
     """
     for name, axes in LAYER_AXES.items():
@@ -247,11 +265,15 @@ def fill_layers(
         mixing = mixing.to(device=blocks[0].device, dtype=sum_type(blocks[0].dtype))
         rows = max(1, SUMMED_AT_ONCE // (len(mixing) * blocks[0][0].numel()))
         targets = [layer.split(rows) for layer in layers[name]]
+        factors = [factor.to(mixing) for factor in _factors_on(name, scales)]
         for index, parts in enumerate(zip(*(block.split(rows) for block in blocks), strict=True)):
             with torch.autocast(mixing.device.type, enabled=False):
                 sums = mixing @ torch.stack([part.to(mixing.dtype) for part in parts]).flatten(1)
             if norm_scale != 1 and name in ("layer_norm1.weight", "layer_norm2.weight"):
                 sums = sums * norm_scale
+            for factor in factors:
+                part = factor if factor.shape[1] == 1 else factor.narrow(1, index * rows, len(parts[0]))
+                sums = (sums.unflatten(1, parts[0].shape) * part).flatten(1)
             for total, target in zip(sums, targets, strict=True):
                 target[index].copy_(total.view(target[index].shape))
 

@@ -76,14 +76,44 @@ class LearngeneBlocks(nn.Module):
             if counts[name]
         }
         for owner in dict.fromkeys(name.rsplit(".", 1)[0] for name in shapes):
-            *path, leaf = owner.split(".")
-            module: nn.Module = self
-            for part in path:
-                if not hasattr(module, part):
-                    module.add_module(part, nn.Module())
-                module = getattr(module, part)
             stacked = StackedParameters(shapes[f"{owner}.weight"], shapes[f"{owner}.bias"], starts_constant)
-            module.add_module(leaf, stacked)
+            _add(self, owner, stacked)
+
+
+def _add(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Add a module under a name with dots, and what there has to be above it."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    root.add_module(leaf, module)
+
+
+class MatrixScales(nn.Module):
+    """Factors on the rows [layers, out] and the columns [layers, in] of one linear module's matrix in each layer."""
+
+    def __init__(self, depth: int, rows: int, columns: int):
+        super().__init__()
+        self.rows = nn.Parameter(torch.empty(depth, rows))
+        self.columns = nn.Parameter(torch.empty(depth, columns))
+
+    def initialise(self) -> None:
+        """Start at 1, where the layers are what the blocks give."""
+        init.ones_(self.rows)
+        init.ones_(self.columns)
+
+
+class LayerScales(nn.Module):
+    """`MatrixScales` of every matrix of one encoder's layers, under the linear modules' names."""
+
+    def __init__(self, config):
+        super().__init__()
+        sizes = encoder_sizes(config)
+        for name, axes in LAYER_AXES.items():
+            if len(axes) == 2:
+                scales = MatrixScales(config.num_hidden_layers, *(sizes[axis] for axis in axes if axis is not None))
+                _add(self, name.removesuffix(".weight"), scales)
 
 
 def _weightless(layer: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:

@@ -25,6 +25,7 @@ from .configuration_learngene import LearngeneConfig
 from .errors import LearngeneError
 from .expansion import (
     LAYER_AXES,
+    MATRIX_SIDES,
     TOKEN_EMBEDDING,
     TOKEN_PROJECTION,
     KeptLayers,
@@ -41,6 +42,7 @@ from .families import encoders_of, stock_class
 from .gene_files import StrictLoadingMixin
 from .growth import DescendantMixin
 from .modeling_encoders import (
+    LayerScales,
     LearngeneBlocks,
     LearngeneMetaClip2TextModel,
     LearngeneSiglipTextModel,
@@ -48,6 +50,7 @@ from .modeling_encoders import (
     LearngeneTextModel,
     LearngeneVisionModel,
     LearngeneViTEncoder,
+    MatrixScales,
     StackedParameters,
     encoder_sizes,
 )
@@ -56,6 +59,7 @@ logger = logging.get_logger(__name__)
 
 BLOCKS = {"image": "vision_blocks", "text": "text_blocks"}
 COEFFICIENTS = {"image": "vision_coefficients", "text": "text_coefficients"}
+SCALES = {"image": "vision_scales", "text": "text_scales"}
 
 
 class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
@@ -92,11 +96,15 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
             if config.mixing == "learned":
                 shape = (encoder.num_hidden_layers, len(LAYER_AXES), multimodal + unimodal)
                 setattr(self, COEFFICIENTS[modality], nn.Parameter(torch.empty(shape)))
+            if config.weight_scales:
+                setattr(self, SCALES[modality], LayerScales(encoder))
 
     def _init_weights(self, module):
         stock: Any = super()
         if isinstance(module, StackedParameters):
             module.initialise(self.config.initializer_factor)
+        elif isinstance(module, MatrixScales):
+            module.initialise()
         elif module is self:
             stock._init_weights(module)
             for modality, encoder in self.config.encoder_configs.items():
@@ -181,7 +189,22 @@ class LearngeneMixin(StrictLoadingMixin, DescendantMixin):
         )
         coefficients = self.coefficients(modality, config.num_hidden_layers)
         scale = self._norm_scale(modality, config)
-        return multimodal, unimodal, coefficients, encoder_sizes(config), scale
+        return multimodal, unimodal, coefficients, encoder_sizes(config), scale, self.weight_scales(modality, config)
+
+    def weight_scales(self, modality: str, encoder_config) -> dict[str, Tensor]:
+        """Return the factors on the layers' matrices of an encoder, "LINEAR.rows" and ".columns" [depth, size].
+
+        Empty where the config has no `weight_scales`.
+        """
+        if not self.config.weight_scales:
+            return {}
+        sizes, scales = encoder_sizes(encoder_config), {}
+        for name, own in getattr(self, SCALES[modality]).named_parameters():
+            linear, side = name.rsplit(".", 1)
+            axis = LAYER_AXES[f"{linear}.weight"][MATRIX_SIDES.index(side)]
+            own = take_slice(own, (axis,), sizes)
+            scales[name] = interpolate_coefficients(own.to(sum_type(own.dtype)), encoder_config.num_hidden_layers)
+        return scales
 
     def _norm_scale(self, modality: str, encoder_config) -> float:
         own_width = self.config.encoder_configs[modality].hidden_size

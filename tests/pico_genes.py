@@ -101,6 +101,7 @@ MIXINGS = {
     "chebyshev": {"mixing": "chebyshev", "num_multimodal_blocks": 2, "num_unimodal_blocks": 3},
     "learned": {"mixing": "learned", "num_multimodal_blocks": 2, "num_unimodal_blocks": 1},
     "factored tokens": {"mixing": "linear", "num_multimodal_blocks": 1, "token_embedding_rank": 5},
+    "scales": {"mixing": "shared-slope", "num_multimodal_blocks": 1, "num_unimodal_blocks": 1, "weight_scales": True},
 }
 WIDTHS = {"equal": (32, 32), "wide-vision": (32, 16), "wide-text": (16, 32)}
 

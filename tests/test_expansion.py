@@ -59,6 +59,25 @@ def test_tleg_layers_are_base_plus_position_times_slope():
             assert torch.equal(layers[name][layer], base + (layer / depth) * slope), (name, layer)
 
 
+def test_scales_multiply_the_rows_and_columns_of_each_layers_matrices_alone():
+    depth, sizes, generator = 3, {"hidden": 8, "mlp": 16}, torch.Generator().manual_seed(2)
+    blocks, mixing = random_blocks(2, 8, 16), mixing_coefficients("linear", 0, 2, depth)
+    scales = {
+        "mlp.fc1.rows": torch.randn(depth, 16, generator=generator),
+        "mlp.fc1.columns": torch.randn(depth, 8, generator=generator),
+        "self_attn.out_proj.columns": torch.randn(depth, 8, generator=generator),
+    }
+    plain, scaled = expand_layers({}, blocks, mixing, sizes), expand_layers({}, blocks, mixing, sizes, 1.0, scales)
+    for layer in range(depth):
+        left, right = torch.diag(scales["mlp.fc1.rows"][layer]), torch.diag(scales["mlp.fc1.columns"][layer])
+        wanted = left @ plain["mlp.fc1.weight"][layer] @ right
+        torch.testing.assert_close(scaled["mlp.fc1.weight"][layer], wanted)
+        wanted = plain["self_attn.out_proj.weight"][layer] @ torch.diag(scales["self_attn.out_proj.columns"][layer])
+        torch.testing.assert_close(scaled["self_attn.out_proj.weight"][layer], wanted)
+    changed = {"mlp.fc1.weight", "self_attn.out_proj.weight"}
+    assert all(torch.equal(scaled[name], weight) for name, weight in plain.items() if name not in changed)
+
+
 def test_a_lone_unimodal_block_is_the_growing_difference_to_the_multimodal_one():
     expected = [[1.0, 0.0], [1.0, 0.25], [1.0, 0.5], [1.0, 0.75]]
     for mixing in ("linear", "chebyshev"):

@@ -46,27 +46,12 @@ def inputs(rows=4):
     }
 
 
-def test_scales_multiply_rows_and_columns_of_each_layer():
-    model = gene(scales=("rows", "columns"))
-    rows, columns = (model.scales["image"][f"mlp-fc1-weight-{side}"] for side in ("rows", "columns"))
-    shared, own = blocks(model, "multimodal", FC1)[0], blocks(model, "image", FC1)[0]
-    grown = model.descendant()
-    for index in range(4):
-        wanted = torch.diag(rows[index]) @ (own + index / 4 * shared) @ torch.diag(columns[index])
-        torch.testing.assert_close(layer(grown, index), wanted)
-    torch.testing.assert_close(
-        layer(grown, 1, "mlp.fc1.bias"),
-        blocks(model, "image", "mlp.fc1.bias")[0] + blocks(model, "multimodal", "mlp.fc1.bias")[0] / 4,
-    )
-
-
-def test_scales_are_sliced_with_the_width_and_read_between_layers_at_another_depth():
+def test_a_side_without_scales_has_no_parameters_and_is_as_the_blocks_give_it():
     model = gene(scales=("rows",))
-    rows = model.scales["text"]["self_attn-out_proj-weight-rows"]  # [4, 16]
-    shared, own = blocks(model, "multimodal", OUT)[0], blocks(model, "text", OUT)[0]
-    grown = model.descendant(8, 16)  # text: 8 wide
-    wanted = (rows[1, :8] + rows[2, :8])[:, None] / 2 * (own[:8, :8] + 3 / 8 * shared[:8, :8])
-    torch.testing.assert_close(layer(grown, 3, OUT, "text_model"), wanted)
+    rows = model.get_parameter("vision_scales.mlp.fc1.rows")
+    assert not [name for name, _ in model.named_parameters() if name.endswith(".columns")]
+    shared, own = blocks(model, "multimodal", FC1)[0], blocks(model, "image", FC1)[0]
+    torch.testing.assert_close(layer(model.descendant(), 1), rows[1][:, None] * (own + shared / 4))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +68,9 @@ def test_a_formula_computes_what_its_descendants_compute_and_is_trained_through_
         grown = model.descendant(*(size or ()))(**inputs())
         torch.testing.assert_close(model(**inputs(), **given).image_embeds, grown.image_embeds)
         model(**inputs(), **given).logits_per_image.square().sum().backward()
-    assert all(p.grad.abs().sum() > 0 for p in model.own_parameters())
+    trained = [p for name, p in model.named_parameters() if "scales." in name or name.startswith("smooth.")]
+    assert trained
+    assert all(p.grad.abs().sum() > 0 for p in trained)
 
 
 def test_a_slope_of_low_rank_is_the_closest_one_and_begins_with_the_gene_of_full_rank():

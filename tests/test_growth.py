@@ -8,7 +8,7 @@ from pico_genes import MIXINGS, multimodal_gene
 from transformers import CLIPConfig, CLIPModel
 
 from mmlg_hf import LearngeneError, from_learngene, growth
-from mmlg_hf.expansion import LAYER_AXES, fill_layers, slice_norm_scale
+from mmlg_hf.expansion import LAYER_AXES, fill_layers, interpolate_coefficients, slice_norm_scale
 from mmlg_hf.families import FAMILIES
 from mmlg_hf.modeling_learngene import LearngeneModel
 
@@ -42,6 +42,11 @@ def summed_whole(gene, descendant):
             mixing = coefficients if isinstance(coefficients, torch.Tensor) else coefficients[name]
             layers = (mixing @ blocks.flatten(1)).unflatten(1, blocks.shape[1:])
             layers = layers * scale if scale != 1 and "layer_norm" in name and "weight" in name else layers
+            if gene.config.weight_scales and len(axes) == 2:
+                for factors, axis in zip(("rows", "columns"), axes, strict=True):
+                    known = own[f"{side}_scales.{name.removesuffix('.weight')}.{factors}"]
+                    read = interpolate_coefficients(known, config.num_hidden_layers)[:, : sizes[axis]]
+                    layers = layers * (read[:, :, None] if factors == "rows" else read[:, None, :])
             weights |= {f"{side}_model.encoder.layers.{index}.{name}": layer for index, layer in enumerate(layers)}
         for name, axes in (
             FAMILIES["clip"].outer["image"] if side == "vision" else FAMILIES["clip"].outer["text"]
@@ -68,8 +73,9 @@ def test_grown_weights_are_to_the_last_bit_those_summed_whole_and_copied(mixing,
     assert not [name for name, weight in expected.items() if not torch.equal(grown[name], weight)]
 
 
-def test_sums_taken_some_rows_at_a_time_are_to_the_last_bit_those_of_the_whole(monkeypatch):
-    gene = multimodal_gene(vision_depth=5)
+@pytest.mark.parametrize("scales", [False, True])
+def test_sums_taken_some_rows_at_a_time_are_to_the_last_bit_those_of_the_whole(monkeypatch, scales):
+    gene = multimodal_gene(vision_depth=5, weight_scales=scales)
     whole = gene.descendant().state_dict()
     monkeypatch.setitem(fill_layers.__wrapped__.__globals__, "SUMMED_AT_ONCE", 1000)
     parts = gene.descendant().state_dict()
@@ -77,7 +83,7 @@ def test_sums_taken_some_rows_at_a_time_are_to_the_last_bit_those_of_the_whole(m
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("mixing", ["shared-slope", "learned", "factored tokens"])
+@pytest.mark.parametrize("mixing", ["shared-slope", "learned", "factored tokens", "scales"])
 def test_weights_are_summed_in_float32_or_finer_whatever_the_gene_is_stored_in(mixing, stored):
     gene = multimodal_gene(vision_width=32, text_width=32, **MIXINGS[mixing]).to(stored)
     grown = gene.descendant(5, 16)

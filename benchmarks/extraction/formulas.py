@@ -1,13 +1,10 @@
 """Formulas beside the package's own: other ways in which the weights of a gene's layers can come of its blocks.
 
-    default          W_l = V + (l/L) M, with V of the encoder's own and M shared
-    scales           W_l = diag(r_l) (V + (l/L) M) diag(c_l): factors of each layer on rows, columns or both, trained,
-                     which start at 1 (the diagonals of FINE, CVPR-26, in the blocks' own axes)
-    low rank         M, or the second block of each encoder, is a product of two factors
-    smooth           the coefficients of each layer parameter are polynomials of l/L, trained
-    quadratic        W_l = V_0 + (l/L) V_1 + T_2(l/L) M: two blocks of the encoder's own beside the shared one
-
-Narrower descendants take leading slices of the factors, and others depths read them between two layers.
+default          W_l = V + (l/L) M, with V of the encoder's own and M shared
+scales           W_l = diag(r_l) (V + (l/L) M) diag(c_l): the package's `weight_scales`, or one side of them
+low rank         M, or the second block of each encoder, is a product of two factors
+smooth           the coefficients of each layer parameter are polynomials of l/L, trained
+quadratic        W_l = V_0 + (l/L) V_1 + T_2(l/L) M: two blocks of the encoder's own beside the shared one
 """
 
 from collections.abc import Mapping
@@ -19,16 +16,11 @@ from torch import Tensor, nn
 from mmlg_hf import LearngeneModel
 from mmlg_hf.expansion import (
     LAYER_AXES,
+    MATRIX_SIDES,
     basis_functions,
-    expand_layers,
-    interpolate_coefficients,
     layer_positions,
-    take_slice,
 )
-from mmlg_hf.modeling_encoders import StackedParameters, encoder_sizes
-
-MATRICES = {name: axes for name, axes in LAYER_AXES.items() if len(axes) == 2}
-SIDES = {"rows": (0, -1), "columns": (1, -2)}  # which axis of a matrix has the factors, and where they lack one
+from mmlg_hf.modeling_encoders import MatrixScales, StackedParameters
 
 
 class FormulaModel(LearngeneModel):
@@ -45,21 +37,17 @@ class FormulaModel(LearngeneModel):
     def __init__(
         self, config: Any, *, scales: tuple[str, ...] = (), low_rank: float | None = None, smooth: int | None = None
     ) -> None:
+        config.weight_scales = bool(scales)
         super().__init__(config)
+        for module in self.modules():
+            if isinstance(module, MatrixScales):
+                for side in set(MATRIX_SIDES) - set(scales):
+                    setattr(module, side, None)
         self.low_rank = low_rank
-        self.scales, self.smooth = nn.ModuleDict(), nn.ParameterDict()
+        self.smooth = nn.ParameterDict()
         blocks = config.num_multimodal_blocks + config.num_unimodal_blocks
-        for modality, encoder in config.encoder_configs.items():
-            if smooth is not None:
-                self.smooth[modality] = nn.Parameter(torch.zeros(len(LAYER_AXES), smooth + 1, blocks))
-            sizes = encoder_sizes(encoder)
-            self.scales[modality] = nn.ParameterDict(
-                {
-                    _key(name, side): nn.Parameter(torch.ones(encoder.num_hidden_layers, sizes[axes[SIDES[side][0]]]))
-                    for name, axes in MATRICES.items()
-                    for side in scales
-                }
-            )
+        for modality in config.encoder_configs if smooth is not None else ():
+            self.smooth[modality] = nn.Parameter(torch.zeros(len(LAYER_AXES), smooth + 1, blocks))
 
     def begin(self) -> None:
         """Take apart, after the blocks were fitted, those that are products of two factors, by their singular values.
@@ -81,8 +69,8 @@ class FormulaModel(LearngeneModel):
                     stack.weight = nn.Parameter(torch.stack(others)) if others else None
 
     def own_parameters(self) -> list[nn.Parameter]:
-        """What the formula has beside blocks: it is trained at a rate of its own, without weight decay."""
-        return [*self.scales.parameters(), *self.smooth.parameters()]
+        """What the study's formulas have beside blocks: it is trained at a rate of its own, without weight decay."""
+        return list(self.smooth.parameters())
 
     def fixed_coefficients(self, depth: int) -> Tensor:
         config = self.config
@@ -99,22 +87,9 @@ class FormulaModel(LearngeneModel):
         return {name: fixed + more for name, more in zip(LAYER_AXES, added, strict=True)}
 
     def layer_sources(self, modality: str, config: Any) -> tuple[Any, ...]:
-        """As of any gene, where the sum of blocks is all; else the layers themselves as blocks, each its own layer."""
+        """As of any gene, once the products of two factors are put together."""
         multimodal, unimodal, *rest = super().layer_sources(modality, config)
-        sources = (_joined(multimodal), _joined(unimodal), *rest)
-        if not self.scales[modality]:
-            return sources
-        layers, sizes = expand_layers(*sources), encoder_sizes(config)
-        for name, axes in MATRICES.items():
-            for side, (axis, lacking) in SIDES.items():
-                if _key(name, side) in self.scales[modality]:
-                    factors = interpolate_coefficients(self.scales[modality][_key(name, side)], len(layers[name]))
-                    layers[name] = layers[name] * take_slice(factors, (axes[axis],), sizes).unsqueeze(lacking)
-        return {}, layers, torch.eye(config.num_hidden_layers), sizes, 1.0
-
-
-def _key(name: str, side: str) -> str:
-    return f"{name.replace('.', '-')}-{side}"  # a dot would name a submodule
+        return (_joined(multimodal), _joined(unimodal), *rest)
 
 
 def _joined(blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:

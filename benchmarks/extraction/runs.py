@@ -1,8 +1,6 @@
 """Extractions of many choices from one ancestor: what they share is made once, and any formula can be trained."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -24,6 +22,7 @@ from mmlg_hf.extraction.rotation import rotate_channels
 from mmlg_hf.extraction.trainer import AncestorCollator, ExtractionTrainer
 from mmlg_hf.extraction.vocabulary import read_corpus, trim_embedding, trim_tokenizer
 from mmlg_hf.training import ImageTextCollator
+from mmlg_hf.training.optimizers import at_own_rate
 
 BATCH = 128  # rows that the rotation reads at once
 
@@ -104,7 +103,7 @@ class ScheduledTrainer(ExtractionTrainer):
     """An extraction whose formula has a rate of its own, and which can train some sizes first.
 
     Args:
-        rate: of what `FormulaModel.own_parameters` names; their weight decay is 0.
+        rate: of weight scales and of what `FormulaModel.own_parameters` names; their weight decay is 0.
         first: "full" trains the gene's own size alone in the first half, "smaller" the smaller networks alone, and
             None all of them throughout.
     """
@@ -113,10 +112,10 @@ class ScheduledTrainer(ExtractionTrainer):
         self, model: FormulaModel, args: Any, *, rate: float, first: str | None = None, **kwargs: Any
     ) -> None:
         self.first = first
-        own = model.own_parameters()
-        if own:
-            optimizer, settings = ExtractionTrainer.get_optimizer_cls_and_kwargs(args, model)
-            kwargs["optimizer_cls_and_kwargs"] = partial(_apart, optimizer, own, rate), settings
+        args.scale_learning_rate = rate
+        if own := model.own_parameters():
+            optimizer = ExtractionTrainer.get_optimizer_cls_and_kwargs(args, model)
+            kwargs["optimizer_cls_and_kwargs"] = at_own_rate(optimizer, own, rate)
         super().__init__(model, args, **kwargs)
 
     def _sizes(self) -> list[Any]:
@@ -124,13 +123,6 @@ class ScheduledTrainer(ExtractionTrainer):
         if self.first is None or self.state.global_step >= self.args.max_steps // 2:
             return sizes
         return sizes[:1] if self.first == "full" else sizes[1:]
-
-
-def _apart(optimizer: Callable, own: list[Any], rate: float, groups: list[dict[str, Any]], **settings: Any) -> Any:
-    """Build an optimizer whose last group are these parameters, at their own rate."""
-    named = {id(parameter) for parameter in own}
-    groups = [{**group, "params": [p for p in group["params"] if id(p) not in named]} for group in groups]
-    return optimizer([*groups, {"params": own, "lr": rate, "weight_decay": 0.0}], **settings)
 
 
 class StopAt(TrainerCallback):

@@ -248,6 +248,7 @@ def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
         f"{unimodal} of each encoder",
         "token_rank": config.get("token_embedding_rank"),
         "mixing": MIXING_WORDS.get(str(config.get("mixing"))),
+        "weight_scales": config.get("weight_scales"),
         "experts": _experts(encoders[0]),
         "ancestor": f"`{ancestor['id']}`" if ancestor.get("id") else f"a `{ancestor.get('class', 'CLIPModel')}`",
         "gene": f"`{provenance['id']}`" if provenance.get("id") else "it was made from",

@@ -225,6 +225,7 @@ def gene_config(
     num_multimodal_blocks: int,
     num_unimodal_blocks: int,
     mixing: str,
+    weight_scales: bool = False,
     depth: Any = None,
     width: Any = None,
     token_embedding_rank: int | None = None,
@@ -237,6 +238,7 @@ def gene_config(
     config = ancestor.config
     family: Any = family_of(config)
     shared: dict[str, Any] = {"num_unimodal_blocks": num_unimodal_blocks, "mixing": mixing, "family": family.name}
+    shared |= {"weight_scales": weight_scales}
     if reads_texts(ancestor):
         shared |= {"text_config": config.text_config.to_dict(), "vision_config": config.vision_config.to_dict()}
         shared |= {"num_multimodal_blocks": num_multimodal_blocks}

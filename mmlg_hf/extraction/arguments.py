@@ -14,7 +14,7 @@ from ..gene_files import read_dtype
 _ALONE = ("galore", "apollo", "lomo", "adalomo", "schedule_free")
 _NOT_NEGATIVE = (
     "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "muon_learning_rate",
-    "affinity_weight", "feature_weight", "contrastive_weight",
+    "scale_learning_rate", "affinity_weight", "feature_weight", "contrastive_weight",
 )  # fmt: skip
 _ABOVE_ZERO = ("affinity_scale", "distillation_temperature")
 _AT_LEAST_ONE = (
@@ -38,7 +38,9 @@ class ExtractionArguments(TrainingArguments):
     warmup_steps: float = field(default=0.05, metadata={"help": "steps of warming up; below 1 a share of all steps"})
     weight_decay: float = field(
         default=0.3,
-        metadata={"help": "weight decay of matrices; biases, norms, other vectors and learned coefficients have none"},
+        metadata={
+            "help": "weight decay of matrices; biases, norms, other vectors, learned coefficients and scales have none"
+        },
     )
     adam_beta2: float = field(default=0.98, metadata={"help": "decay of AdamW's second moment"})
     muon_learning_rate: float | None = field(
@@ -59,6 +61,10 @@ class ExtractionArguments(TrainingArguments):
             'one multimodal and one unimodal block, and "linear" for others'
         },
     )
+    weight_scales: bool = field(
+        default=False, metadata={"help": "train factors of each layer on the rows and columns of its matrices"}
+    )
+    scale_learning_rate: float = field(default=1e-2, metadata={"help": "peak learning rate of weight_scales"})
     gene_depth: int | None = field(default=None, metadata={"help": "layers of the gene; None takes the ancestor's"})
     gene_width: int | None = field(
         default=None, metadata={"help": "hidden_size of the gene's wider encoder; None takes the ancestor's"}

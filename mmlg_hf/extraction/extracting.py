@@ -267,6 +267,7 @@ def _gene_config(ancestor: Any, args: ExtractionArguments) -> LearngeneConfig:
         num_multimodal_blocks=multimodal,
         num_unimodal_blocks=unimodal,
         mixing=args.mixing or ("shared-slope" if multimodal == unimodal == 1 else "linear"),
+        weight_scales=args.weight_scales,
         depth=args.gene_depth,
         width=args.gene_width,
     )

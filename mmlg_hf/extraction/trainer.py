@@ -16,7 +16,7 @@ from ..training.losses import (
     feature_distillation_loss,
     soft_distillation_loss,
 )
-from ..training.optimizers import is_decayed, with_muon
+from ..training.optimizers import at_own_rate, is_decayed, with_muon
 from ..training.trainer import ImageTextCollator, _ClampLogitScale
 from .ancestors import (
     EMBEDDING_COLUMNS,
@@ -91,7 +91,8 @@ class ExtractionTrainer(WholeBatchTrainer):
     Args:
         model: the gene.
         args: `ExtractionArguments`. With a `muon_learning_rate` Muon trains the blocks' matrices and the optimizer
-            that `args` (or `optimizer_cls_and_kwargs`) names everything else; `optimizers` replaces both.
+            that `args` (or `optimizer_cls_and_kwargs`) names everything else, weight scales at their own rate;
+            `optimizers` replaces both.
         ancestor: the frozen model; its outputs are computed where the rows do not carry them.
         centers: means of its outputs [D] by `output_columns`, which the feature loss takes out of both sides; None
             takes nothing out.
@@ -105,9 +106,13 @@ class ExtractionTrainer(WholeBatchTrainer):
         self, model: Any, args: Any, *, ancestor: Any, centers: Mapping[str, Tensor] | None = None, **kwargs: Any
     ) -> None:
         self.ancestor, self.centers = ancestor, centers or {}
-        if args.muon_learning_rate and kwargs.get("optimizers", (None, None))[0] is None:
+        scales = [parameter for name, parameter in model.named_parameters() if "_scales." in name]
+        if (args.muon_learning_rate or scales) and kwargs.get("optimizers", (None, None))[0] is None:
             rest = kwargs.get("optimizer_cls_and_kwargs") or _optimizer_of(args, model)
-            kwargs["optimizer_cls_and_kwargs"] = with_muon(args, args.muon_learning_rate, rest)
+            if scales:
+                rest = at_own_rate(rest, scales, args.scale_learning_rate)
+            muon = args.muon_learning_rate
+            kwargs["optimizer_cls_and_kwargs"] = with_muon(args, muon, rest) if muon else rest
         super().__init__(model, args, **kwargs)
         if args.contrastive_weight and hasattr(model, "logit_scale"):
             self.add_callback(_ClampLogitScale())

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +12,14 @@ from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, DEFAULT_NS_STEPS,
 from transformers import Trainer
 
 # Parts of the names of what is no matrix of weights, though a gene may hold a stack of it.
-_NO_MATRICES = ("bias", "norm", "coefficients", "class_embedding", "cls_token")
+_NO_MATRICES = ("bias", "norm", "coefficients", "_scales.", "class_embedding", "cls_token")
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:
     """Whether a parameter has weight decay: matrices have it.
 
     Scalars and vectors (logit scale, class embedding, biases, norms) have none, nor have stacks of them, as a gene's
-    blocks hold, nor its learned coefficients, which would decay to no layers at all.
+    blocks hold, nor its learned coefficients and scales, which would decay to no layers at all.
     """
     return parameter.dim() >= 2 and not any(word in name for word in _NO_MATRICES)
 
@@ -143,6 +144,20 @@ class MuonFactory:
         if not stacks:
             return beside
         return OptimizerPair(StackedMuon(stacks, lr=muon_learning_rate, weight_decay=weight_decay), beside)
+
+
+def at_own_rate(
+    optimizer: tuple[Any, dict[str, Any]], parameters: Iterable[Tensor], rate: float
+) -> tuple[Callable[..., Optimizer], dict[str, Any]]:
+    """Return an optimizer, class and keywords, that trains some parameters without decay, at a rate of their own."""
+    cls, settings = optimizer
+    return partial(_apart, cls, list(parameters), rate), settings
+
+
+def _apart(cls: Any, own: list[Tensor], rate: float, groups: list[dict[str, Any]], **settings: Any) -> Optimizer:
+    named = {id(parameter) for parameter in own}
+    groups = [{**group, "params": [p for p in group["params"] if id(p) not in named]} for group in groups]
+    return cls([*groups, {"params": own, "lr": rate, "weight_decay": 0.0}], **settings)
 
 
 def is_layer_matrix(name: str, parameter: Tensor) -> bool:
