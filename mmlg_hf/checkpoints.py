@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoProcessor, AutoTokenizer
 
-# Not from `transformers` itself: in 5.13, without torchvision, that name is a stand-in that raises.
+# Not from `transformers` itself: in 5.15, without torchvision, that name is a stand-in that raises.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging
 

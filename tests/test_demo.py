@@ -9,7 +9,10 @@ from pico import pico_processor
 from pico_genes import image_gene, multimodal_gene
 from PIL import Image
 from rich.console import Console
-from transformers import AutoImageProcessor, AutoModelForImageClassification, CLIPModel, CLIPProcessor
+from transformers import AutoModelForImageClassification, CLIPModel, CLIPProcessor
+
+# Not from `transformers` itself: in 5.15, without torchvision, that name is a stand-in that raises.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from typer.testing import CliRunner
 
 from mmlg_hf import LearngeneError

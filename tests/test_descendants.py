@@ -9,7 +9,6 @@ from pico import COLORS, pico_pairs, pico_processor
 from pico_genes import MIXINGS, WIDTHS, image_gene, multimodal_gene, pair_inputs, perturb, reference_clip
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoProcessor,
@@ -22,6 +21,9 @@ from transformers import (
     TrainingArguments,
     pipeline,
 )
+
+# Not from `transformers` itself: in 5.15, without torchvision, that name is a stand-in that raises.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from mmlg_hf.configuration_learngene import MODALITIES
 from mmlg_hf.errors import LearngeneError

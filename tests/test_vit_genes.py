@@ -165,7 +165,8 @@ def decaying(cls):
     shrink = decaying_map(32, 0.75, generator)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() == 2 and ("o_proj" in name or "fc2" in name):
+            writes = ("o_proj", "attention.output.dense", "fc2")  # before transformers 5.18 the second for the first
+            if parameter.dim() == 2 and any(part in name for part in writes):
                 parameter.copy_(shrink @ torch.randn(parameter.shape, generator=generator) * 0.3)
             elif "projection.weight" in name:
                 parameter.copy_((shrink @ torch.randn(32, 192, generator=generator)).view_as(parameter) * 0.1)

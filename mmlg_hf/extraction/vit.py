@@ -13,8 +13,13 @@ _SAME_FIELDS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "hidden_dropout_prob",
     "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "patch_size", "num_channels", "qkv_bias",
 )  # fmt: skip
-# The parts of a layer, by their names in DINOv2 and in ViT.
-_LAYER_NAMES = {"norm1": "layernorm_before", "norm2": "layernorm_after"}
+# The parts of a layer, by their names in DINOv2 and in ViT; those of attention as transformers up to 5.17 has them.
+_LAYER_NAMES = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    **{f"attention.attention.{name}": f"attention.{name[0]}_proj" for name in ("query", "key", "value")},
+    "attention.output.dense": "attention.o_proj",
+}
 # What each layer scale multiplies, and so is folded into.
 _SCALED = {"attention.o_proj": "layer_scale1", "mlp.fc2": "layer_scale2"}
 
@@ -119,11 +124,12 @@ def _convert(state: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
         if name.startswith("encoder.layer."):
             number, _, rest = name.removeprefix("encoder.layer.").partition(".")
             part, _, kind = rest.rpartition(".")
+            part = _LAYER_NAMES.get(part, part)
             if part in _SCALED:
                 scale = state[f"encoder.layer.{number}.{_SCALED[part]}.lambda1"]
                 tensor = scale[:, None] * tensor if kind == "weight" else scale * tensor
             if not part.startswith("layer_scale"):
-                converted[f"layers.{number}.{_LAYER_NAMES.get(part, part)}.{kind}"] = tensor.clone()
+                converted[f"layers.{number}.{part}.{kind}"] = tensor.clone()
         elif name == "embeddings.position_embeddings":
             converted[name] = positions.clone()
         elif name != "embeddings.mask_token":
