@@ -124,6 +124,13 @@ def coefficient(gene: Any, encoder: str, parameter: str, block: int, layer: int,
     return math.cos(order * math.acos(x))
 
 
+def factors(gene: Any, name: str, x: float) -> Tensor:
+    """The factors of one side of a matrix [size], read at x = l/L between the gene's own layers."""
+    own = gene.get_parameter(name).detach().numpy()
+    known = np.arange(len(own)) / len(own)
+    return torch.tensor(np.stack([np.interp(x, known, column) for column in own.T]), dtype=torch.float32)
+
+
 def reference_clip(gene: Any, config: CLIPConfig | None = None) -> CLIPModel:
     """The stock CLIP of a gene's or a descendant's size, filled by a plain loop over layers, parameters and blocks."""
     if config is None:
@@ -151,5 +158,11 @@ def reference_clip(gene: Any, config: CLIPConfig | None = None) -> CLIPModel:
         ]
         weights = [coefficient(gene, encoder, parameter, n, int(layer), depth) for n in range(len(blocks))]
         filled[name] = sum(weight * block for weight, block in zip(weights, blocks, strict=True))
+        if gene.config.weight_scales and filled[name].dim() == 2:
+            rows, columns = (
+                factors(gene, f"{encoder}_scales.{parameter.removesuffix('.weight')}.{side}", int(layer) / depth)
+                for side in ("rows", "columns")
+            )
+            filled[name] = rows[: leading[0].stop, None] * filled[name] * columns[: leading[1].stop]
     model.load_state_dict(filled)
     return model

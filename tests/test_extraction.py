@@ -140,22 +140,26 @@ def test_the_slope_is_shared_where_there_is_one_block_of_each_kind(blocks, mixin
 
 
 def test_interrupted_extraction_resumes_to_the_same_weights(tmp_path):
-    pairs, processor = pico_pairs(32), pico_processor()
-    whole = extract_learngene(pico_clip(), pairs, arguments(tmp_path / "whole"), processor=processor)
+    pairs, processor, scales = pico_pairs(32), pico_processor(), {"weight_scales": True}
+    whole = extract_learngene(pico_clip(), pairs, arguments(tmp_path / "whole", **scales), processor=processor)
     # The schedule is constant, so that stopping early is the only difference.
-    args = arguments(tmp_path / "parts", max_steps=2, lr_scheduler_type="constant")
+    args = arguments(tmp_path / "parts", max_steps=2, lr_scheduler_type="constant", **scales)
     reference = extract_learngene(
-        pico_clip(), pairs, arguments(tmp_path / "reference", lr_scheduler_type="constant"), processor=processor
+        pico_clip(),
+        pairs,
+        arguments(tmp_path / "reference", lr_scheduler_type="constant", **scales),
+        processor=processor,
     )
     half = extract_learngene(pico_clip(), pairs, args, processor=processor)
     resumed = extract_learngene(
         pico_clip(),
         pairs,
-        arguments(tmp_path / "parts", lr_scheduler_type="constant"),
+        arguments(tmp_path / "parts", lr_scheduler_type="constant", **scales),
         processor=processor,
         resume_from_checkpoint=True,
     )
     assert any(not torch.equal(half.state_dict()[name], weight) for name, weight in resumed.state_dict().items())
+    assert whole.config.weight_scales
     assert whole.config.recipe["steps"] == resumed.config.recipe["steps"] == 4
     for name, weight in reference.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], weight, rtol=0, atol=0)

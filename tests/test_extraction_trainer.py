@@ -49,14 +49,14 @@ def classifier(num_labels=5):
         return CLIPForImageClassification(config)
 
 
-def trainer_of(folder, kind="multimodal", rows=16, **changes):
-    """An ExtractionTrainer of a pico gene on `rows` rows."""
+def trainer_of(folder, kind="multimodal", rows=16, scales=False, **changes):
+    """An ExtractionTrainer of a pico gene on `rows` rows, which may have `weight_scales`."""
     args, processor = arguments(folder, **changes), pico_processor()
     if kind == "image":
         gene, ancestor, collator = image_gene(), classifier(), AncestorCollator(None)
         data = process_images(pico_pairs(rows), processor.image_processor)
     else:
-        gene, ancestor = multimodal_gene(projection_dim=16), pico_clip()
+        gene, ancestor = multimodal_gene(projection_dim=16, weight_scales=scales), pico_clip()
         collator, data = AncestorCollator(ImageTextCollator(processor)), process_pairs(pico_pairs(rows), processor)
     return ExtractionTrainer(
         gene,
@@ -271,6 +271,23 @@ def test_the_optimizer_that_is_asked_for_trains_what_muon_leaves(tmp_path, chang
     others = {id(p) for group in rest.param_groups for p in group["params"]}
     assert stacks | others == {id(p) for p in trainer.model.parameters() if p.requires_grad}
     assert not stacks & others
+
+
+@pytest.mark.parametrize("muon", [4e-3, 0.0])
+def test_scales_are_trained_at_their_own_rate_without_decay(tmp_path, muon):
+    trainer = trainer_of(tmp_path, scales=True, muon_learning_rate=muon, scale_learning_rate=0.07, weight_decay=0.3)
+    scales = {id(p): name for name, p in trainer.model.named_parameters() if "_scales." in name}
+    assert len(scales) == 2 * 12  # two encoders, six matrices, two sides
+    optimizer = trainer.create_optimizer()
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert groups.keys() == {id(p) for p in trainer.model.parameters() if p.requires_grad}
+    for key, group in groups.items():
+        assert (group["lr"] == 0.07) == (key in scales)
+        assert key not in scales or group["weight_decay"] == 0
+    before = weights(trainer)
+    trainer.train()
+    moved = [name for name, weight in weights(trainer).items() if not torch.equal(weight, before[name])]
+    assert set(scales.values()) <= set(moved)
 
 
 def test_an_optimizer_that_the_trainer_is_given_is_heeded(tmp_path):

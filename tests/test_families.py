@@ -90,6 +90,22 @@ def test_a_full_size_descendant_computes_what_the_gene_does(kin):
     close(*[[side.pooler_output for side in pair] for pair in pairs], 1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_gene_with_scales_starts_as_one_without_and_computes_what_its_descendants_do(family):
+    ancestor, inputs = pico_ancestor(family, **SIZES["alike"]), family_inputs(family)
+    plain, scaled = fitted_gene(ancestor), fitted_gene(ancestor, weight_scales=True)
+    close(embeds(outputs(scaled, inputs)), embeds(outputs(plain, inputs)), 0)
+    with torch.no_grad():
+        for name, parameter in scaled.named_parameters():
+            if "_scales." in name:
+                parameter.mul_(torch.linspace(0.5, 1.5, parameter.numel()).view_as(parameter))
+    for size in ({}, {"depth": 3, "width": 16}):
+        with torch.no_grad():
+            own = scaled(**inputs, **size)
+        close(embeds(outputs(scaled.descendant(**size), inputs)), embeds(own), 1e-5)
+    assert not torch.allclose(outputs(scaled, inputs).image_embeds, outputs(plain, inputs).image_embeds, atol=1e-3)
+
+
 @pytest.mark.parametrize("modality", ["image", "text"])
 def test_a_descendant_of_one_modality_embeds_as_the_ancestor_does(kin, modality):
     family, ancestor, gene = kin

@@ -145,6 +145,14 @@ def test_one_side_loads_from_its_own_files(gene, folder):
     assert same_weights(grown, gene.descendant(2, 16, "image"))
 
 
+def test_one_side_of_a_gene_with_scales_loads_from_its_own_files(tmp_path):
+    gene = multimodal_gene(weight_scales=True)
+    gene.save_pretrained(tmp_path)
+    (tmp_path / "model-text.safetensors").unlink()
+    grown = from_learngene(tmp_path, 5, 16, "image")
+    assert same_weights(grown, gene.descendant(5, 16, "image"))
+
+
 def test_a_gene_saved_again_into_its_folder_replaces_the_former(folder):
     other = multimodal_gene(seed=2)
     other.save_pretrained(folder)

@@ -111,8 +111,7 @@ class ExtractionTrainer(WholeBatchTrainer):
             rest = kwargs.get("optimizer_cls_and_kwargs") or _optimizer_of(args, model)
             if scales:
                 rest = at_own_rate(rest, scales, args.scale_learning_rate)
-            muon = args.muon_learning_rate
-            kwargs["optimizer_cls_and_kwargs"] = with_muon(args, muon, rest) if muon else rest
+            kwargs["optimizer_cls_and_kwargs"] = with_muon(args, args.muon_learning_rate, rest)
         super().__init__(model, args, **kwargs)
         if args.contrastive_weight and hasattr(model, "logit_scale"):
             self.add_callback(_ClampLogitScale())

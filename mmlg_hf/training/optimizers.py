@@ -118,7 +118,7 @@ class MuonFactory:
         *,
         is_stack: Callable[[str, Tensor], bool],
         is_decayed: Callable[[str, Tensor], bool],
-        muon_learning_rate: float,
+        muon_learning_rate: float | None,
         weight_decay: float,
         rest: tuple[Any, dict[str, Any]],
     ) -> Optimizer:
@@ -128,7 +128,7 @@ class MuonFactory:
             model: all of whose parameters with requires_grad are trained.
             is_stack: whether Muon takes a parameter, by its name and value; see `StackedMuon`.
             is_decayed: whether another parameter has weight decay.
-            muon_learning_rate: Muon's.
+            muon_learning_rate: Muon's; 0 or None leaves everything to the other.
             weight_decay: of both.
             rest: the optimizer of all other parameters, class and keywords.
         """
@@ -136,12 +136,13 @@ class MuonFactory:
         others: dict[bool, list[Tensor]] = {True: [], False: []}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                to = stacks if is_stack(name, parameter) else others[is_decayed(name, parameter)]
+                by_muon = muon_learning_rate and is_stack(name, parameter)
+                to = stacks if by_muon else others[is_decayed(name, parameter)]
                 to.append(parameter)
         rest_class, settings = rest
         groups = [{"params": params, "weight_decay": weight_decay * decay} for decay, params in others.items()]
         beside = rest_class(groups, **settings)
-        if not stacks:
+        if not (stacks and muon_learning_rate):
             return beside
         return OptimizerPair(StackedMuon(stacks, lr=muon_learning_rate, weight_decay=weight_decay), beside)
 
@@ -168,7 +169,7 @@ def is_layer_matrix(name: str, parameter: Tensor) -> bool:
 
 
 def with_muon(
-    args: Any, learning_rate: float, rest: tuple[Any, dict[str, Any]] | None = None
+    args: Any, learning_rate: float | None, rest: tuple[Any, dict[str, Any]] | None = None
 ) -> tuple[type[MuonFactory], dict[str, Any]]:
     """Return the `optimizer_cls_and_kwargs` of a Trainer that trains the layers' matrices by Muon.
 
@@ -177,7 +178,7 @@ def with_muon(
     Args:
         args: `TrainingArguments`: their weight decay holds for all, the other settings for what Muon leaves, which
             are embeddings, heads, norms and biases; see `is_layer_matrix`.
-        learning_rate: Muon's peak; it is scheduled as the other is.
+        learning_rate: Muon's peak; it is scheduled as the other is. 0 or None leaves everything to the other.
         rest: optimizer of all other parameters, class and keywords; None takes the one that `args` name.
     """
     settings = {
