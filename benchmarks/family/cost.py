@@ -52,8 +52,8 @@ def family_cost(family: Family, long: Family, scratch: str = "scratch", gene: st
         gene: `BUNDLED` or another that has a curve.
 
     Returns:
-        `recall` in per cent, whether scratch `reached` it, `extraction` by unit, and by unit and for steps the prices
-        of scratch and of ours.
+        `recall` in per cent, whether scratch `reached` it, `extraction` by unit and its steps, and by unit and for
+        steps the prices of scratch and of ours.
     """
     results, settings = family.results, family.settings
     (steps, ours), (long_steps, theirs) = family.curve(gene), long.curve(scratch)
@@ -65,7 +65,7 @@ def family_cost(family: Family, long: Family, scratch: str = "scratch", gene: st
     made = [record for key, record in results["genes"].items() if key.split("/")[1] == gene]  # of each seed
     per_step = made[0]["batch_size"] * results["extraction_gflops_per_pair"] + results["muon_gflops_per_step"]
     seconds = float(np.median([record["seconds"] for record in made]))
-    extraction = {"teraflops": made[0]["steps"] * per_step / 1e3, "seconds": seconds}
+    extraction = {"steps": made[0]["steps"], "teraflops": made[0]["steps"] * per_step / 1e3, "seconds": seconds}
     every = [np.median(family.values("seconds", "family", "scratch", size, scale=1)) for size in family.sizes]
     one_step = sum(every) / settings["steps"]
     slower = long.seconds(scratch) / long.seconds("scratch")

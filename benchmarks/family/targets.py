@@ -88,8 +88,8 @@ def cost(price: dict[str, Any], scratch: str, gene: str = BUNDLED) -> Rows:
     for unit, what in (("teraflops", family), ("seconds", family), *((("steps", ""),) if gene == BUNDLED else ())):
         theirs, ours = (round(value, 1) for value in price[unit])
         ratio = price[unit][0] / price[unit][1]
-        extraction = price["extraction"].get(unit)
-        note = [f"extraction {extraction:.0f} of ours, the rest fine-tuning twelve sizes"] if extraction else []
+        extraction = price["extraction"][unit]
+        note = [f"extraction {extraction:.0f} of ours, the rest fine-tuning twelve sizes"] if unit != "steps" else []
         asked = f"3. {what}at least 5x fewer {unit} at R@10 {price['recall']:.0f} % than {scratch}"
         measured = {"scratch": theirs, "ours": ours, "ratio": round(ratio, 2)}
         rows.append(target(asked, measured, ratio >= 5, "; ".join([*note, *limits]) or None))
