@@ -43,41 +43,35 @@ def muon_gflops(config: LearngeneConfig) -> float:
 def family_cost(family: Family, long: Family, scratch: str = "scratch", gene: str = BUNDLED) -> dict[str, Any]:
     """The price of the family at one accuracy: training each size, or extracting a gene and fine-tuning.
 
-    The accuracy is what one size of the bundled gene has after the family's fine-tuning. Scratch's steps to it, and
-    those of another gene's descendant, are read off that size's curve, straight between its points; its last point, if
-    that is not as good. All sizes are charged as many. A step by Muon is charged the seconds that it takes, but only
-    the FLOPs of one by AdamW.
+    The accuracy is what one size of the gene has after the family's fine-tuning, and scratch's steps to it are read
+    off that size's long curve, straight between its points; its last point, if that is not as good. All sizes are
+    charged as many. A step by Muon is charged the seconds that it takes, but only the FLOPs of one by AdamW.
 
     Args:
         scratch: "scratch" or `BY_MUON`.
         gene: `BUNDLED` or another that has a curve.
 
     Returns:
-        `recall` in per cent, whether scratch `reached` it and whether ours did (`we_reached`), `extraction` by unit,
-        and by unit and for steps the prices of scratch and of ours.
+        `recall` in per cent, whether scratch `reached` it, `extraction` by unit and its steps, and by unit and for
+        steps the prices of scratch and of ours.
     """
     results, settings = family.results, family.settings
-    (steps, bundled), (long_steps, theirs) = family.curve(BUNDLED), long.curve(scratch)
-    wanted = bundled.mean(0)[list(steps).index(settings["steps"])]
+    (steps, ours), (long_steps, theirs) = family.curve(gene), long.curve(scratch)
+    wanted = ours.mean(0)[list(steps).index(settings["steps"])]
     best = np.maximum.accumulate(theirs.mean(0))
-    needed, tuned, we_reached = round(float(np.interp(wanted, best, long_steps))), settings["steps"], True
-    if gene != BUNDLED:
-        our_steps, ours = family.curve(gene)
-        our_best = np.maximum.accumulate(ours.mean(0))
-        tuned, we_reached = round(float(np.interp(wanted, our_best, our_steps))), bool(our_best[-1] >= wanted)
+    needed, tuned = round(float(np.interp(wanted, best, long_steps))), settings["steps"]
     gflops = [results["sizes"][size]["gflops"] for size in family.sizes]
     each = 3 * settings["batch_size"] * sum(gflops) / 1e3  # teraflops of a step of every size, backward twice forward
     made = [record for key, record in results["genes"].items() if key.split("/")[1] == gene]  # of each seed
     per_step = made[0]["batch_size"] * results["extraction_gflops_per_pair"] + results["muon_gflops_per_step"]
     seconds = float(np.median([record["seconds"] for record in made]))
-    extraction = {"teraflops": made[0]["steps"] * per_step / 1e3, "seconds": seconds}
+    extraction = {"steps": made[0]["steps"], "teraflops": made[0]["steps"] * per_step / 1e3, "seconds": seconds}
     every = [np.median(family.values("seconds", "family", "scratch", size, scale=1)) for size in family.sizes]
     one_step = sum(every) / settings["steps"]
     slower = long.seconds(scratch) / long.seconds("scratch")
     return {
         "recall": float(wanted),
         "reached": bool(best[-1] >= wanted),
-        "we_reached": we_reached,
         "extraction": extraction,
         "teraflops": (needed * each, extraction["teraflops"] + tuned * each),
         "seconds": (needed * one_step * slower, extraction["seconds"] + tuned * one_step),

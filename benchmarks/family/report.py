@@ -13,7 +13,8 @@ from benchmarks.common.pages import fill, legend_below, panels, spread
 from benchmarks.common.results import read
 from benchmarks.family import targets as asked
 from benchmarks.family.arrays import Family
-from benchmarks.family.starts import BUNDLED
+from benchmarks.family.cost import family_cost
+from benchmarks.family.starts import BUNDLED, BY_MUON, LONGER
 
 ZOO = Path(__file__).parent.parent.parent / "mmlg_hf" / "zoo" / "mmlg-fashion-48" / "results.json"
 STYLES = {"MM-LG, bundled": ("#c0392b", 2.8), "MM-LG": ("#e67e22", 2.2), "scratch": ("#555555", 1.6)}
@@ -37,8 +38,12 @@ def targets(folder: Path) -> list[dict[str, Any]]:
 
 def page(folder: Path) -> str:
     found = measured(folder)
-    gene = found["family"].results["genes"][f"bundled/{BUNDLED}"]
-    return fill(Path(__file__).parent, gene=gene, targets=asked.targets(**found), recall=RECALL, **found)
+    family = found["family"]
+    gene = family.results["genes"][f"bundled/{BUNDLED}"]
+    longer = [name for name in (*LONGER, BUNDLED) if name in family.methods]
+    prices = {name: family_cost(family, found["long"], BY_MUON, name) for name in longer if len(longer) > 1}
+    about = {"gene": gene, "prices": prices, "targets": asked.targets(**found), "recall": RECALL}
+    return fill(Path(__file__).parent, **about, **found)
 
 
 def plots_of(family: Family) -> dict[str, Figure]:
