@@ -123,10 +123,11 @@ def test_inspect_tells_what_of_a_gene_and_of_its_descendants_is_vocabulary(folde
     assert f"{tokens * 8 / grown.num_parameters():.0%}" in result.output
 
 
-def test_inspect_tells_the_rank_of_a_factored_vocabulary_and_nothing_of_none(tmp_path):
-    multimodal_gene(token_embedding_rank=4).save_pretrained(tmp_path / "factored")
+def test_inspect_tells_the_rank_of_a_factored_vocabulary_and_scales_and_nothing_of_none(tmp_path):
+    multimodal_gene(token_embedding_rank=4, weight_scales=True).save_pretrained(tmp_path / "factored")
     output = run("inspect", tmp_path / "factored", "--depth", "1", "--width", "8").output
     assert f"stored at rank 4: {553 * 4 + 4 * 16:,} parameters" in output
+    assert "mixing with scales of each layer;" in output
     image_gene().save_pretrained(tmp_path / "image")
     output = run("inspect", tmp_path / "image", "--depth", "1", "--width", "8").output
     assert "vocabulary:" not in output

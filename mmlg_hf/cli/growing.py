@@ -75,9 +75,10 @@ def _show_gene(name: str, gene: Any) -> None:
         for modality, encoder in config.encoder_configs.items()
     )
     heads = dict.fromkeys(str(e.hidden_size // e.num_attention_heads) for e in config.encoder_configs.values())
+    scaled = " with scales of each layer" if config.weight_scales else ""
     lines = [
         f"{name}: {parameters:,} parameters, {size['megabytes']:.1f} MB in {str(gene.dtype).removeprefix('torch.')}",
-        f"{blocks}; {config.mixing} mixing; full size {encoders}; head size {' and '.join(heads)}",
+        f"{blocks}; {config.mixing} mixing{scaled}; full size {encoders}; head size {' and '.join(heads)}",
     ]
     if config.text_config is not None:
         stored = f"at rank {size['token_embedding_rank']}" if size["token_embedding_rank"] else "whole"
