@@ -17,7 +17,13 @@ from benchmarks.family.cost import family_cost
 from benchmarks.family.starts import BUNDLED, BY_MUON, LONGER
 
 ZOO = Path(__file__).parent.parent.parent / "mmlg_hf" / "zoo" / "mmlg-fashion-48" / "results.json"
-STYLES = {"MM-LG, bundled": ("#c0392b", 2.8), "MM-LG": ("#e67e22", 2.2), "scratch": ("#555555", 1.6)}
+STYLES = {
+    "MM-LG, bundled": ("#c0392b", 2.8),
+    "MM-LG, 800 steps": ("#e57368", 1.8),
+    "MM-LG, 400 steps": ("#f0b3ac", 1.8),
+    "MM-LG": ("#e67e22", 2.2),
+    "scratch": ("#555555", 1.6),
+}
 OTHERS = ("#1f77b4", "#17a589", "#27ae60", "#8e44ad", "#7f6a4f", "#5dade2", "#d98cb3", "#a2b627", "#f0b90b")
 RECALL = "image_to_text_R@10"
 
