@@ -14,12 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlg_hf import LearngeneModel
-from mmlg_hf.expansion import (
-    LAYER_AXES,
-    MATRIX_SIDES,
-    basis_functions,
-    layer_positions,
-)
+from mmlg_hf.expansion import LAYER_AXES, MATRIX_SIDES, basis_functions, layer_positions
 from mmlg_hf.modeling_encoders import MatrixScales, StackedParameters
 
 

@@ -41,18 +41,16 @@ def fold_pre_norm(
     size, device = len(norm.weight), norm.weight.device
     squares = torch.zeros(size, size, dtype=torch.double)  # sum over tokens of the outer product of y^2
     second = torch.zeros(size, size, dtype=torch.double)  # and of y
-    tokens, powers = 0, torch.zeros(size, dtype=torch.double)
+    tokens = 0
     for batch in pixels:
         rows = embed(batch.to(device)).float().flatten(0, -2)
         rows = F.layer_norm(rows, rows.shape[-1:], eps=norm.eps) * norm.weight
         rows = ((rows - rows.mean(-1, keepdim=True)) @ rotation.T).cpu().double()
         squares += rows.square().T @ rows.square()
         second += rows.T @ rows
-        powers += rows.square().sum(0)
         tokens += len(rows)
-    inverse = _inverse_squares(squares, powers).sqrt()  # 1 / g, [D]
-    ones = torch.ones(size, dtype=torch.double)
-    onto = torch.diag(inverse) @ (torch.eye(size, dtype=torch.double) - torch.outer(ones, inverse / inverse.sum()))
+    inverse = _inverse_squares(squares, second.diagonal()).sqrt()  # 1 / g, [D]
+    onto = inverse[:, None] * (torch.eye(size, dtype=torch.double) - inverse / inverse.sum())
     # Root mean square over the tokens c of std(A e).
     deviation = ((onto @ second).mul(onto).sum() / (tokens * size)).sqrt()
     weight, turn = norm.weight.cpu().double(), rotation.cpu().double()

@@ -132,19 +132,18 @@ class MuonFactory:
             weight_decay: of both.
             rest: the optimizer of all other parameters, class and keywords.
         """
-        stacks: list[Tensor] = []
+        rate, stacks = muon_learning_rate or 0.0, list[Tensor]()
         others: dict[bool, list[Tensor]] = {True: [], False: []}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                by_muon = muon_learning_rate and is_stack(name, parameter)
-                to = stacks if by_muon else others[is_decayed(name, parameter)]
+                to = stacks if rate and is_stack(name, parameter) else others[is_decayed(name, parameter)]
                 to.append(parameter)
         rest_class, settings = rest
         groups = [{"params": params, "weight_decay": weight_decay * decay} for decay, params in others.items()]
         beside = rest_class(groups, **settings)
-        if not (stacks and muon_learning_rate):
+        if not stacks:
             return beside
-        return OptimizerPair(StackedMuon(stacks, lr=muon_learning_rate, weight_decay=weight_decay), beside)
+        return OptimizerPair(StackedMuon(stacks, lr=rate, weight_decay=weight_decay), beside)
 
 
 def at_own_rate(
