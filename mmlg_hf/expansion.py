@@ -235,8 +235,9 @@ def sum_type(stored: torch.dtype) -> torch.dtype:
     return torch.promote_types(stored, torch.float32)
 
 
-# Numbers that `fill_layers` computes at once: few enough to stay in a core's cache until they are written.
-SUMMED_AT_ONCE = 2**18
+# Numbers of a layer that `fill_layers` writes at once: enough for torch to share them among threads, few enough for
+# those of all layers to stay in the cache until they are written.
+WRITTEN_AT_ONCE = 2**17
 
 
 @torch.no_grad()
@@ -263,7 +264,7 @@ def fill_layers(
         blocks = [block for stack in stacks for block in stack]
         mixing = coefficients if isinstance(coefficients, Tensor) else coefficients[name]  # [depth, N]
         mixing = mixing.to(device=blocks[0].device, dtype=sum_type(blocks[0].dtype))
-        rows = max(1, SUMMED_AT_ONCE // (len(mixing) * blocks[0][0].numel()))
+        rows = max(1, WRITTEN_AT_ONCE // blocks[0][0].numel())
         targets = [layer.split(rows) for layer in layers[name]]
         factors = [factor.to(mixing) for factor in _factors_on(name, scales)]
         for index, parts in enumerate(zip(*(block.split(rows) for block in blocks), strict=True)):

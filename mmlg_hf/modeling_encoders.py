@@ -173,6 +173,15 @@ def _replica(module: nn.Module) -> nn.Module:
     return other
 
 
+def weights_by_layer(stacks: dict[str, Tensor]) -> list[tuple[Tensor, ...]]:
+    """Take stacks of weights [depth, ...] apart, for each layer those of `LAYER_AXES` in order.
+
+    All at once: the gradient of a stack is then put together once, where one taken by its number has a whole stack of
+    zeros for each layer.
+    """
+    return list(zip(*(stacks[name].unbind(0) for name in LAYER_AXES), strict=True))
+
+
 class ExpandedEncoder(CLIPEncoder):
     """A stock encoder over expanded layers; `layer_weights`, by modality, reach it as a keyword argument."""
 
@@ -194,8 +203,7 @@ class ExpandedEncoder(CLIPEncoder):
     ):
         """Run the layers on `layer_weights[modality]`, [depth, ...] by layer parameter, as a stock encoder does."""
         hidden_states = inputs_embeds
-        own = layer_weights[self.modality]
-        by_layer = zip(*(own[name].unbind(0) for name in LAYER_AXES), strict=True)
+        by_layer = weights_by_layer(layer_weights[self.modality])
         for layer, weights in zip(self.layers, by_layer, strict=True):
             # Positional, as reentrant checkpointing wants everything that takes a gradient.
             hidden_states = layer(hidden_states, attention_mask, *weights, **kwargs)
@@ -295,9 +303,8 @@ class _NumberedLayer(nn.Module):
         super().__init__()
         self.number, self.expanded = number, ExpandedEncoderLayer(config)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, *, layer_weights, **kwargs):
-        weights = [layer_weights["image"][name][self.number] for name in LAYER_AXES]
-        return self.expanded(hidden_states, attention_mask, *weights, **kwargs)
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, *, by_layer, **kwargs):
+        return self.expanded(hidden_states, attention_mask, *by_layer[self.number], **kwargs)
 
 
 class LearngeneViTEncoder(ViTModel):
@@ -310,3 +317,7 @@ class LearngeneViTEncoder(ViTModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = ViTPooler(config) if add_pooling_layer else None
         self.post_init()
+
+    def forward(self, *args, layer_weights: dict[str, dict[str, Tensor]], **kwargs):
+        """Run the layers on `layer_weights["image"]`, [depth, ...] by layer parameter; the rest is `ViTModel`'s."""
+        return super().forward(*args, by_layer=weights_by_layer(layer_weights["image"]), **kwargs)

@@ -77,7 +77,7 @@ def test_grown_weights_are_to_the_last_bit_those_summed_whole_and_copied(mixing,
 def test_sums_taken_some_rows_at_a_time_are_to_the_last_bit_those_of_the_whole(monkeypatch, scales):
     gene = multimodal_gene(vision_depth=5, weight_scales=scales)
     whole = gene.descendant().state_dict()
-    monkeypatch.setitem(fill_layers.__wrapped__.__globals__, "SUMMED_AT_ONCE", 1000)
+    monkeypatch.setitem(fill_layers.__wrapped__.__globals__, "WRITTEN_AT_ONCE", 1000)
     parts = gene.descendant().state_dict()
     assert all(torch.equal(parts[name], weight) for name, weight in whole.items())
 
