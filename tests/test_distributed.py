@@ -188,7 +188,8 @@ def be_one_process(folder):
     results["scale"] = scale_inside_distributed_training()
     results["gene"] = extract(folder, batch_size=4, **SGD)
     results["gene by Muon"] = extract(folder, batch_size=4)
-    results["gene of a stream"] = extract(folder, batch_size=4, stream=True, **SGD)
+    kept = {"cache_stream": True, "ancestor_cache_dir": str(Path(folder) / "streamed")}
+    results["gene of a stream"] = extract(folder, batch_size=4, stream=True, **SGD, **kept)
     torch.save(results, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()
 

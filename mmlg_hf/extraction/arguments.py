@@ -100,7 +100,15 @@ class ExtractionArguments(TrainingArguments):
     contrastive_weight: float = field(default=0.0, metadata={"help": "weight of the hard contrastive loss (CLIP)"})
     distillation_temperature: float = field(default=1.0, metadata={"help": "T of an image gene's soft distillation"})
     cache_ancestor: bool = field(
-        default=True, metadata={"help": "compute the ancestor's outputs once and keep them on disk (not for streams)"}
+        default=True,
+        metadata={"help": "compute the ancestor's outputs once and keep them on disk; a stream's by cache_stream"},
+    )
+    cache_stream: bool = field(
+        default=False,
+        metadata={
+            "help": "keep a stream's outputs of the ancestor, too, by what each row holds: for a stream that is read "
+            "more than once, by this run or by others"
+        },
     )
     ancestor_cache_dir: str | None = field(
         default=None, metadata={"help": "folder of the kept outputs; None takes output_dir/ancestor_outputs"}

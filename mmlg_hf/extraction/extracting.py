@@ -39,6 +39,7 @@ from .fitting import fit_gene
 from .outputs import cache_ancestor_outputs, outputs_of_batch
 from .rotation import TURNED, rotate_channels
 from .runs import Stopwatch, WriteRun, describe_run, find_checkpoint, recipe
+from .streamed_outputs import StreamedOutputs
 from .trainer import AncestorCollator, ExtractionTrainer
 from .vit import stock_vit
 from .vocabulary import read_corpus, trim_embedding, trim_tokenizer
@@ -130,16 +131,20 @@ def extract_learngene(
         _mean_outputs(imitated, train, collator, args.rotation_rows) if _centers_features(imitated, args) else None
     )
     gene.config.ancestor, gene.processor = described, processor
+    folder, kept = args.ancestor_cache_dir or output / "ancestor_outputs", None
     if args.cache_ancestor and isinstance(train, PictureRows):
-        folder = args.ancestor_cache_dir or output / "ancestor_outputs"
         workers = args.dataloader_num_workers
         train = cache_ancestor_outputs(imitated, train, collator, processor, folder, num_workers=workers)
+    elif args.cache_stream:
+        kept = StreamedOutputs(imitated, processor, folder)
+        collator.adds_keys = True
 
     trainer = ExtractionTrainer(
         gene,
         args,
         ancestor=imitated,
         centers=centers,
+        kept=kept,
         data_collator=collator,
         train_dataset=train,
         eval_dataset=evaluation,
@@ -162,6 +167,8 @@ def _load(dataset: Any, eval_dataset: Any, args: ExtractionArguments) -> tuple[A
             raise LearngeneError("the data is a stream, whose length nobody knows: set max_steps")
         if next(iter(data), None) is None:
             raise LearngeneError("the dataset is empty (a stream without rows): there is nothing to train on")
+    elif args.cache_stream:
+        raise LearngeneError("cache_stream is True, but the data is no stream: cache_ancestor keeps its outputs")
     strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
     evaluates = strategy != "no"
     if eval_dataset is None or not evaluates:

@@ -32,7 +32,7 @@ _OWN = [
     name for name in ExtractionArguments.__dataclass_fields__ if name not in TrainingArguments.__dataclass_fields__
 ]
 # Where things are kept, and what the data and its columns say themselves.
-_NO_SETTINGS = ("ancestor_cache_dir", "cache_ancestor", "split", "image_column", "text_column")
+_NO_SETTINGS = ("ancestor_cache_dir", "cache_ancestor", "cache_stream", "split", "image_column", "text_column")
 _STOCK = (
     "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
     "weight_decay", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed",

@@ -27,6 +27,7 @@ from .ancestors import (
     output_columns,
     reads_texts,
 )
+from .streamed_outputs import ROW_KEY, StreamedOutputs, keys_of
 
 OUTPUT_COLUMNS = (*EMBEDDING_COLUMNS, *FEATURE_COLUMNS, LOGITS_COLUMN)
 
@@ -34,11 +35,12 @@ OUTPUT_COLUMNS = (*EMBEDDING_COLUMNS, *FEATURE_COLUMNS, LOGITS_COLUMN)
 class AncestorCollator:
     """Batch rows with another collator, and stack the ancestor's outputs where the rows carry them.
 
-    Rows of an image gene have no text: their images alone are stacked, and `pixels` makes floats of them later.
+    Rows of an image gene have no text: their images alone are stacked, and `pixels` makes floats of them later. With
+    `adds_keys` a batch carries `streamed_outputs.keys_of` its rows.
     """
 
-    def __init__(self, collator: ImageTextCollator | None, pixels: Pixels | None = None):
-        self.collator = collator
+    def __init__(self, collator: ImageTextCollator | None, pixels: Pixels | None = None, adds_keys: bool = False):
+        self.collator, self.adds_keys = collator, adds_keys
         self.pixels = pixels if collator is None else collator.pixels
 
     def finish(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +55,7 @@ class AncestorCollator:
         for name in OUTPUT_COLUMNS:
             if name in rows[0]:
                 batch[name] = torch.stack([torch.as_tensor(row[name]) for row in rows])
-        return batch
+        return {**batch, ROW_KEY: keys_of(rows)} if self.adds_keys else batch
 
 
 def size_grid(config: Any) -> list[tuple[Any, int]]:
@@ -96,6 +98,7 @@ class ExtractionTrainer(WholeBatchTrainer):
         ancestor: the frozen model; its outputs are computed where the rows do not carry them.
         centers: means of its outputs [D] by `output_columns`, which the feature loss takes out of both sides; None
             takes nothing out.
+        kept: where outputs of a stream's rows are read and kept; the collator `adds_keys`. None keeps nothing.
         kwargs: as of `Trainer`. `compute_metrics` is given the gene's outputs as predictions and the ancestor's as
             labels: (image_embeds, text_embeds) each, (class token, mean of patches) each, or logits.
     """
@@ -103,9 +106,16 @@ class ExtractionTrainer(WholeBatchTrainer):
     args: Any
 
     def __init__(
-        self, model: Any, args: Any, *, ancestor: Any, centers: Mapping[str, Tensor] | None = None, **kwargs: Any
+        self,
+        model: Any,
+        args: Any,
+        *,
+        ancestor: Any,
+        centers: Mapping[str, Tensor] | None = None,
+        kept: StreamedOutputs | None = None,
+        **kwargs: Any,
     ) -> None:
-        self.ancestor, self.centers = ancestor, centers or {}
+        self.ancestor, self.centers, self.kept = ancestor, centers or {}, kept
         scales = [parameter for name, parameter in model.named_parameters() if "_scales." in name]
         if (args.muon_learning_rate or scales) and kwargs.get("optimizers", (None, None))[0] is None:
             rest = kwargs.get("optimizer_cls_and_kwargs") or _optimizer_of(args, model)
@@ -113,6 +123,8 @@ class ExtractionTrainer(WholeBatchTrainer):
                 rest = at_own_rate(rest, scales, args.scale_learning_rate)
             kwargs["optimizer_cls_and_kwargs"] = with_muon(args, args.muon_learning_rate, rest)
         super().__init__(model, args, **kwargs)
+        if kept is not None:
+            self.add_callback(kept)
         if args.contrastive_weight and hasattr(model, "logit_scale"):
             self.add_callback(_ClampLogitScale())
 
@@ -133,9 +145,16 @@ class ExtractionTrainer(WholeBatchTrainer):
         return [None, *(grid[index] for index in chosen)]
 
     def _targets(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """Take the ancestor's outputs from the batch, or compute them."""
+        """Take the ancestor's outputs from the batch or from what is kept of its rows, or compute them."""
         cached = {name: inputs.pop(name) for name in OUTPUT_COLUMNS if name in inputs}
-        return cached or ancestor_outputs(self.ancestor, inputs)
+        if cached or self.kept is None:
+            return cached or ancestor_outputs(self.ancestor, inputs)
+
+        def compute(rows: Tensor) -> dict[str, Tensor]:
+            batch = {name: values[rows] for name, values in inputs.items() if isinstance(values, Tensor)}
+            return ancestor_outputs(self.ancestor, batch)
+
+        return self.kept.of_batch(inputs.pop(ROW_KEY), compute)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
