@@ -65,10 +65,10 @@ class Models:
         return {"pixel_values": pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """How long a call takes in memory that is fresh from the system; what it returns is freed after the clock."""
+def seconds(call: Callable[[], Any], fresh: bool = True) -> float:
+    """How long a call takes, by default in memory that is fresh from the system; what it returns is freed after."""
     gc.collect()
-    if sys.platform == "linux":  # the allocator gives back what it has kept for the next that asks
+    if fresh and sys.platform == "linux":  # the allocator gives back what it has kept for the next that asks
         ctypes.CDLL(None).malloc_trim(0)
     started = time.perf_counter()
     kept = call()
@@ -77,12 +77,12 @@ def seconds(call: Callable[[], Any]) -> float:
     return took
 
 
-def in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def in_turn(calls: dict[str, Callable[[], Any]], repeats: int, fresh: bool = True) -> dict[str, float]:
     """Median seconds of each of several calls, made in turn so that what disturbs one disturbs all."""
     took: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            took[name].append(seconds(call))
+            took[name].append(seconds(call, fresh))
     return {name: median(values) for name, values in took.items()}
 
 
@@ -120,7 +120,10 @@ def growth(models: Models, depth: int, width: int, folder: Path, repeats: int) -
 
 
 def step(models: Models, rows: int, repeats: int) -> dict[str, float]:
-    """Seconds of a step (forward, contrastive loss, backward) of a plain CLIP and of the gene, at one batch size."""
+    """Seconds of a step (forward, contrastive loss, backward) of a plain CLIP and of the gene, at one batch size.
+
+    In memory that the steps before have left, as in training.
+    """
     batch = models.batch(rows)
 
     def one(model: Any) -> None:
@@ -129,8 +132,9 @@ def step(models: Models, rows: int, repeats: int) -> dict[str, float]:
         contrastive_loss(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp()).backward()
         model.zero_grad(set_to_none=True)
 
-    one(models.gene)
-    took = in_turn({"clip": lambda: one(models.ancestor), "gene": lambda: one(models.gene)}, repeats)
+    calls = {"clip": lambda: one(models.ancestor), "gene": lambda: one(models.gene)}
+    in_turn(calls, 1, fresh=False)
+    took = in_turn(calls, repeats, fresh=False)
     models.gene.eval()
     models.ancestor.eval()
     return {name: round(value, 4) for name, value in took.items()}
