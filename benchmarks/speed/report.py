@@ -106,7 +106,7 @@ CURVES = {
 
 def plots(folder: Path) -> dict[str, Figure]:
     runs = Runs(read(folder / "speed.json"))
-    figure, (panel,) = panels(1, 5.2, 3.6)
+    figure, (panel,) = panels(1, 6.8, 3.8)
     sizes = sorted(runs.names("growth"), key=lambda size: runs.all("growth", size)[0]["parameters"])
     megabytes = [runs.all("growth", size)[0]["parameters"] * 4e-6 for size in sizes]
     for name, (label, color) in CURVES.items():
@@ -118,5 +118,7 @@ def plots(folder: Path) -> dict[str, Figure]:
         ]
         panel.errorbar(megabytes, middle, spread, capsize=3, marker="o", markersize=3, label=label, color=color)
     panel.set(xscale="log", yscale="log", xlabel="descendant (MB in float32)", ylabel="milliseconds")
-    panel.legend(frameon=False, fontsize=8)
+    panel.set_xticks(megabytes, [f"{size:.0f}" for size in megabytes], rotation=45)
+    panel.minorticks_off()
+    panel.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return {"growth": figure}
