@@ -57,6 +57,12 @@ class RowsWithOutputs(torch.utils.data.Dataset):
         return {name: values[row] for name, values in self._open[number].items()}
 
 
+def folder_of(cache_dir: str | os.PathLike, prefix: str, *made_by: Any) -> Path:
+    """The folder of outputs that are made by these, whose texts its name is a hash of."""
+    key = hashlib.sha256(" ".join(map(str, made_by)).encode()).hexdigest()
+    return Path(cache_dir, f"{prefix}-{key[:32]}")
+
+
 def cache_ancestor_outputs(
     ancestor: Any,
     rows: Any,
@@ -83,9 +89,7 @@ def cache_ancestor_outputs(
         shard: rows of a file.
     """
     what = (fingerprint_model(ancestor), fingerprint_data(rows), processor_key(processor))
-    made_by = (*what, PROCESSING_VERSION, shard)
-    key = hashlib.sha256(" ".join(map(str, made_by)).encode()).hexdigest()
-    folder = Path(cache_dir, f"ancestor-outputs-{key[:32]}")
+    folder = folder_of(cache_dir, "ancestor-outputs", *what, PROCESSING_VERSION, shard)
     files = [folder / f"{start // shard:06d}.safetensors" for start in range(0, len(rows), shard)]
     state = PartialState()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))

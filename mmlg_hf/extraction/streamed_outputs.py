@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from transformers import TrainerCallback
 from ..data import processor_key
 from ..data.identity import PROCESSING_VERSION, fingerprint_model
 from ..saving import whole_file
-from .outputs import SHARD
+from .outputs import SHARD, folder_of
 
 ROW_KEY = "row_key"  # the column of what `key_of` returns
 KEY_BYTES = 16
@@ -53,8 +52,7 @@ class StreamedOutputs(TrainerCallback):
 
     def __init__(self, ancestor: Any, processor: Any, cache_dir: str | os.PathLike, shard: int = SHARD) -> None:
         made_by = (fingerprint_model(ancestor), ancestor.dtype, processor_key(processor), PROCESSING_VERSION)
-        name = hashlib.sha256(" ".join(map(str, made_by)).encode()).hexdigest()
-        self.folder, self.shard = Path(cache_dir, f"streamed-outputs-{name[:32]}"), shard
+        self.folder, self.shard = folder_of(cache_dir, "streamed-outputs", *made_by), shard
         self._files: list[dict[str, Tensor]] = []
         self._places: dict[bytes, tuple[int, int]] = {}
         self._new: dict[bytes, dict[str, Tensor]] = {}
