@@ -50,7 +50,6 @@ def arguments(output: str, **changes: Any) -> ExtractionArguments:
         "image_column": IMAGE,
         "text_column": TITLE,
         "trim_vocabulary": True,
-        "weight_scales": True,
     }
     return ExtractionArguments(output, **(settings | changes))
 
