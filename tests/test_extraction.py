@@ -133,10 +133,18 @@ def test_a_short_extraction_warms_up_for_a_share_of_its_steps(tmp_path):
     ("blocks", "mixing"),
     [((None, None), "shared-slope"), ((1, 1), "shared-slope"), ((0, 2), "linear"), ((2, 1), "linear")],
 )
-def test_the_slope_is_shared_where_there_is_one_block_of_each_kind(blocks, mixing, tmp_path):
+def test_the_slope_is_shared_and_layers_are_scaled_where_there_is_one_block_of_each_kind(blocks, mixing, tmp_path):
     multimodal, unimodal = blocks
     args = arguments(tmp_path, max_steps=1, num_multimodal_blocks=multimodal, num_unimodal_blocks=unimodal)
-    assert extract_learngene(pico_clip(), pico_pairs(8), args, processor=pico_processor()).config.mixing == mixing
+    config = extract_learngene(pico_clip(), pico_pairs(8), args, processor=pico_processor()).config
+    assert (config.mixing, config.weight_scales) == (mixing, mixing == "shared-slope")
+
+
+def test_scales_can_be_left_out_and_given_to_any_gene(tmp_path):
+    for blocks, scales in ((1, False), (2, True)):
+        args = arguments(tmp_path / str(blocks), max_steps=1, num_unimodal_blocks=blocks, weight_scales=scales)
+        gene = extract_learngene(pico_clip(), pico_pairs(8), args, processor=pico_processor())
+        assert gene.config.weight_scales is scales
 
 
 def test_interrupted_extraction_resumes_to_the_same_weights(tmp_path):

@@ -155,26 +155,42 @@ def lint(
 
     Example: python -m upload lint model_cards/*/
     """
-    from .lint import lint_folder
+    from .lint import lint_folder, run_snippets, snippets_of
+
+    snippets: dict[str, str] = {}
+    fit: list[Path] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for folder in folders:
+            if not folder.is_dir():
+                raise LearngeneError(f"{folder} is not a folder")
+            with console.status(f"Checking {folder}"):
+                weights = _weights_of(folder, manifest_path, temporary)
+                problems = lint_folder(folder, weights=weights, run=False)
+            for problem in problems:
+                problems_console.print(f"{folder}: {problem}", markup=False, highlight=False)
+            if not problems:
+                fit.append(folder)
+                own = snippets_of(folder, weights) if run else {}
+                snippets |= {f"{folder.parent}/{name}": snippet for name, snippet in own.items()}
+        with console.status("Running the snippets of the cards"):  # in one process for all, as in publishing
+            failure = run_snippets(snippets) if snippets else None
+    if failure:
+        problems_console.print(f"A snippet of a card does not run: {failure}", markup=False, highlight=False)
+        raise typer.Exit(1)
+    for folder in fit:
+        console.print(f"{folder}: fit to be published", markup=False, highlight=False)
+    if len(fit) < len(folders):
+        raise typer.Exit(1)
+
+
+def _weights_of(folder: Path, manifest_path: Path, temporary: str) -> Path:
+    """The folder itself, or the artifact of its name, built in a folder of its own, if it holds no weights."""
     from .staging import stage
 
-    failed = False
-    for folder in folders:
-        if not folder.is_dir():
-            raise LearngeneError(f"{folder} is not a folder")
-        with tempfile.TemporaryDirectory() as temporary, console.status(f"Checking {folder}"):
-            weights = None
-            if not any(folder.glob("*.safetensors")):
-                manifest = read_manifest(manifest_path)
-                weights = stage(manifest[folder.resolve().name], manifest, Path(temporary), manifest.namespace)
-            problems = lint_folder(folder, weights=weights, run=run)
-        for problem in problems:
-            problems_console.print(f"{folder}: {problem}", markup=False, highlight=False)
-        if not problems:
-            console.print(f"{folder}: fit to be published", markup=False, highlight=False)
-        failed = failed or bool(problems)
-    if failed:
-        raise typer.Exit(1)
+    if any(folder.glob("*.safetensors")):
+        return folder
+    manifest = read_manifest(manifest_path)
+    return stage(manifest[folder.resolve().name], manifest, Path(tempfile.mkdtemp(dir=temporary)), manifest.namespace)
 
 
 @app.command()

@@ -61,8 +61,12 @@ class ExtractionArguments(TrainingArguments):
             'one multimodal and one unimodal block, and "linear" for others'
         },
     )
-    weight_scales: bool = field(
-        default=False, metadata={"help": "train factors of each layer on the rows and columns of its matrices"}
+    weight_scales: bool | None = field(
+        default=None,
+        metadata={
+            "help": "train factors of each layer on the rows and columns of its matrices; None does so for one "
+            "multimodal and one unimodal block"
+        },
     )
     scale_learning_rate: float = field(default=1e-2, metadata={"help": "peak learning rate of weight_scales"})
     gene_depth: int | None = field(default=None, metadata={"help": "layers of the gene; None takes the ancestor's"})

@@ -6,7 +6,9 @@ import json
 import shutil
 
 import pytest
+from typer.testing import CliRunner
 
+from upload.cli import app
 from upload.lint import lint_folder, run_snippets
 
 
@@ -81,6 +83,24 @@ def test_a_snippet_that_does_not_run_is_refused(folder):
     assert problem.startswith(
         "A snippet of README.md does not run: pico-clip snippet 1: ImportError: cannot import name 'Picture'"
     )
+
+
+def test_the_command_runs_the_snippets_of_all_folders_in_one_process(folder, monkeypatch):
+    other, ran = shutil.copytree(folder, folder.parent / "other" / "pico-clip"), []
+
+    def run(snippets):
+        ran.append(list(snippets))
+        return None if len(ran) == 1 else f"{ran[-1][-1]}: NameError: x"
+
+    monkeypatch.setattr("upload.lint.run_snippets", run)
+    done = CliRunner().invoke(app, ["lint", str(folder), str(other)])
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.count("fit to be published") == 2
+    ((first, *_, last),) = ran
+    assert (first, last[: len(str(other))]) == (f"{folder} snippet 1", str(other))
+    failed = CliRunner().invoke(app, ["lint", str(other)])
+    assert failed.exit_code == 1
+    assert failed.stderr == f"A snippet of a card does not run: {last}: NameError: x\n"
 
 
 def test_a_figure_of_the_result_entries_that_was_not_measured_is_refused(folder):
