@@ -46,7 +46,7 @@ def page(folder: Path) -> str:
     found = measured(folder)
     family = found["family"]
     gene = family.results["genes"][f"bundled/{BUNDLED}"]
-    longer = [name for name in (*LONGER, BUNDLED) if name in family.methods]
+    longer = [name for name in (*LONGER, BUNDLED) if name in family.curve_methods]
     prices = {name: family_cost(family, found["long"], BY_MUON, name) for name in longer if len(longer) > 1}
     about = {"gene": gene, "prices": prices, "targets": asked.targets(**found), "recall": RECALL}
     return fill(Path(__file__).parent, **about, **found)
@@ -67,7 +67,7 @@ def plot_curves(family: Family) -> Figure:
     figure, axes = panels(2, 9, 4.8)
     labels = {"mean_R@10": "R@10, both directions (%)", "top1": "zero-shot top-1 (%)"}
     for axis, (name, label) in zip(axes, labels.items(), strict=True):
-        for method, style in styles(family.methods).items():
+        for method, style in styles(family.curve_methods).items():
             steps, values = family.curve(method, name)
             axis.plot(steps, values.mean(0), label=method, **style)
             axis.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.12, linewidth=0)

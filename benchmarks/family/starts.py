@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, set_seed
 
+from benchmarks.family.front import by_low_frequencies
 from benchmarks.family.settings import SETTINGS
 from mmlg_hf import ExtractionArguments, LearngeneModel, extract_learngene
 from mmlg_hf.data import process_pairs
@@ -61,6 +62,8 @@ class Sources:
 
 
 BUNDLED = "MM-LG, bundled"  # the gene that comes with the package: extracted as MM-LG is, but longer
+FRONT = "FRONT"
+CONTROLS = (FRONT,)  # of 2026
 BY_MUON = "scratch, by Muon"  # as gene extraction is trained; all but these two are fine-tuned by AdamW
 DISTILLED = "MM-LG, bundled, distilled by Muon"  # by contrast and by imitation of the ancestor (`DistillationTrainer`)
 
@@ -92,6 +95,11 @@ def by_rotated_inheritance(sources: Sources, depth: int, width: int, seed: int) 
             own = sources.turned.get_parameter(f"{name.split('.')[0]}.encoder.layers.0.layer_norm1.weight")
             weight.data.mul_(slice_norm_scale(len(weight), len(own)))
     return model
+
+
+def by_front(sources: Sources, depth: int, width: int, seed: int) -> CLIPModel:
+    """The low frequencies of the ancestor's weights (FRONT, arXiv 2603.07523)."""
+    return by_low_frequencies(sources.ancestor, sources.config(depth, width))
 
 
 @torch.no_grad()
@@ -142,6 +150,7 @@ STARTS: dict[str, Start] = {
     "weight selection": by_weight_selection,
     "TinyCLIP inheritance": by_inheritance,
     "rotated inheritance": by_rotated_inheritance,
+    FRONT: by_front,
     **{name: partial(from_gene, name) for name in (*GENES, BUNDLED)},
     DISTILLED: partial(from_gene, BUNDLED),
 }
