@@ -4,10 +4,18 @@ import math
 
 import pytest
 import torch
-from pico import pico_clip
+from pico import pico_clip, pico_processor
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common.training import Rows
+from benchmarks.family.controls import Controls, records, student_steps
+from benchmarks.family.cost import extraction_gflops, forward_gflops, muon_gflops, muon_gflops_of_layers
 from benchmarks.family.front import by_low_frequencies, cosines, resize
-from benchmarks.family.starts import STARTS, Sources, turned_ancestor
+from benchmarks.family.settings import SETTINGS
+from benchmarks.family.starts import STARTS, STUDENTS, Sources, turned_ancestor
+from mmlg_hf.extraction.ancestors import gene_config
+from mmlg_hf.training import ImageTextCollator
+from mmlg_hf.training.optimizers import is_layer_matrix
 
 
 def inputs(rows=8):
@@ -77,3 +85,67 @@ def test_norms_that_are_ones_stay_ones():
     assert torch.equal(weight(small, 1, "layer_norm2.bias"), torch.zeros(16))
     torch.testing.assert_close(small.logit_scale, ancestor.logit_scale)
     assert all(torch.isfinite(parameter).all() for parameter in small.parameters())
+
+
+def test_all_students_together_cost_as_much_as_the_extraction():
+    # A step of 10 pairs: the ancestor's 2, three times 1 + 3, and 20 of Muon: 10 * 14 + 20 gigaflops.
+    assert student_steps(budget=16_000, batch_size=10, ancestor=2, students=[1, 3], muon=20) == 100
+
+
+def test_the_flops_of_muon_on_a_clip_are_those_that_torch_counts():
+    model = pico_clip(vision_depth=2, text_depth=3, text_width=16)
+    matrices = [p for name, p in model.named_parameters() if is_layer_matrix(name, p)]
+    for matrix in matrices:
+        matrix.grad = torch.ones_like(matrix)
+    with FlopCounterMode(display=False) as counter:
+        torch.optim.Muon(matrices).step()
+    assert muon_gflops_of_layers(model.config) == pytest.approx(counter.get_total_flops() / 1e9, rel=1e-12)
+
+
+@pytest.fixture
+def controls(sources, tmp_path, monkeypatch):
+    """Controls of two sizes that cost as much as an extraction of few steps; `asked` counts the pairs asked for."""
+    monkeypatch.setitem(SETTINGS["controls"][STUDENTS], "extraction_steps", 20)
+    asked = []
+
+    def pairs(count):
+        asked.append(count)
+        columns = inputs(count)
+        return Rows(pixel_values=columns["pixel_values"], input_ids=columns["input_ids"].tolist())
+
+    collator = ImageTextCollator(pico_processor())
+    made = Controls(sources, [(2, 16), (2, 24)], collator, pairs, tmp_path / "controls-0", 0, (4, 8))
+    made.asked = asked
+    return made
+
+
+def distance(model, ancestor):
+    """The mean squared distance of both sides' embeddings to the ancestor's."""
+    with torch.no_grad():
+        own, theirs = model.eval()(**inputs()), ancestor(**inputs())
+    return sum(
+        float((getattr(own, name) - getattr(theirs, name)).square().sum(-1).mean())
+        for name in ("image_embeds", "text_embeds")
+    )
+
+
+def test_students_imitate_the_ancestor_once_from_outputs_that_all_share(controls, sources):
+    start = STARTS["rotated inheritance"](sources, 2, 16, 0)
+    trained = [controls(STUDENTS, 2, width) for width in (16, 24)]
+    assert distance(trained[0], sources.ancestor) < 0.9 * distance(start, sources.ancestor)
+    assert controls.asked == [controls.student_steps * 16]
+    with_trainer_broken = Controls(sources, [], None, None, controls.folder, 0, (4, 8))
+    again = with_trainer_broken(STUDENTS, 2, 16)
+    assert torch.equal(weight(again, 0), weight(trained[0], 0))
+
+
+def test_what_students_cost_together_is_what_the_extraction_costs(controls, sources):
+    for width in (16, 24):
+        controls(STUDENTS, 2, width)
+    gene = gene_config(sources.ancestor, num_multimodal_blocks=1, num_unimodal_blocks=1, mixing="linear")
+    own = forward_gflops(sources.ancestor.config)
+    budget = 20 * (16 * extraction_gflops(gene, own) + muon_gflops(gene)) / 1e3
+    (record,) = records(controls.folder.parent).values()
+    assert record["sizes"] == 2
+    assert record["teraflops"] == pytest.approx(budget, rel=0.5 / controls.student_steps)
+    assert record["parameters"] == sum(STARTS["scratch"](sources, 2, w, 0).num_parameters() for w in (16, 24))

@@ -49,11 +49,12 @@ class StageWiseModel(LearngeneModel):
 
 @dataclass
 class Sources:
-    """What the starts draw on: the ancestor, and the genes extracted with one seed."""
+    """What the starts draw on: the ancestor, the genes extracted and what else is trained with one seed."""
 
     ancestor: CLIPModel
     turned: CLIPModel  # `turned_ancestor`
     genes: dict[str, LearngeneModel] = field(default_factory=dict)
+    trained: Callable[[str, int, int], CLIPModel] | None = None  # a control of one size, `benchmarks.family.controls`
 
     def config(self, depth: int, width: int) -> Any:
         """The stock config of a descendant, the same for every method."""
@@ -63,7 +64,9 @@ class Sources:
 
 BUNDLED = "MM-LG, bundled"  # the gene that comes with the package: extracted as MM-LG is, but longer
 FRONT = "FRONT"
-CONTROLS = (FRONT,)  # of 2026
+STUDENTS = "students without a gene"
+TRAINED = (STUDENTS,)  # each size for itself, by imitation of the ancestor, before its first step
+CONTROLS = (FRONT, *TRAINED)  # of 2026
 BY_MUON = "scratch, by Muon"  # as gene extraction is trained; all but these two are fine-tuned by AdamW
 DISTILLED = "MM-LG, bundled, distilled by Muon"  # by contrast and by imitation of the ancestor (`DistillationTrainer`)
 
@@ -144,6 +147,12 @@ def from_gene(name: str, sources: Sources, depth: int, width: int, seed: int) ->
     return sources.genes[name].descendant(depth, width)
 
 
+def from_training(name: str, sources: Sources, depth: int, width: int, seed: int) -> CLIPModel:
+    """One of the controls that are trained first."""
+    assert sources.trained is not None
+    return sources.trained(name, depth, width)
+
+
 STARTS: dict[str, Start] = {
     "scratch": from_scratch,
     BY_MUON: from_scratch,
@@ -151,6 +160,7 @@ STARTS: dict[str, Start] = {
     "TinyCLIP inheritance": by_inheritance,
     "rotated inheritance": by_rotated_inheritance,
     FRONT: by_front,
+    **{name: partial(from_training, name) for name in TRAINED},
     **{name: partial(from_gene, name) for name in (*GENES, BUNDLED)},
     DISTILLED: partial(from_gene, BUNDLED),
 }
