@@ -6,13 +6,15 @@ import pytest
 import torch
 from pico import pico_clip, pico_processor
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPModel
 
 from benchmarks.common.training import Rows
 from benchmarks.family.controls import Controls, records, student_steps
 from benchmarks.family.cost import extraction_gflops, forward_gflops, muon_gflops, muon_gflops_of_layers
 from benchmarks.family.front import by_low_frequencies, cosines, resize
+from benchmarks.family.mapping import MappedCLIP
 from benchmarks.family.settings import SETTINGS
-from benchmarks.family.starts import STARTS, STUDENTS, Sources, turned_ancestor
+from benchmarks.family.starts import CLIP_MAP, STARTS, STUDENTS, Sources, turned_ancestor
 from mmlg_hf.extraction.ancestors import gene_config
 from mmlg_hf.training import ImageTextCollator
 from mmlg_hf.training.optimizers import is_layer_matrix
@@ -149,3 +151,60 @@ def test_what_students_cost_together_is_what_the_extraction_costs(controls, sour
     assert record["sizes"] == 2
     assert record["teraflops"] == pytest.approx(budget, rel=0.5 / controls.student_steps)
     assert record["parameters"] == sum(STARTS["scratch"](sources, 2, w, 0).num_parameters() for w in (16, 24))
+
+
+def test_maps_start_as_turned_inheritance(sources):
+    mapped, start = MappedCLIP(sources.turned, sources.config(2, 16)), STARTS["rotated inheritance"](sources, 2, 16, 0)
+    weights = mapped.weights()
+    assert set(weights) == {name for name, _ in start.named_parameters()}
+    for name, wanted in start.named_parameters():
+        torch.testing.assert_close(weights[name], wanted, rtol=1e-6, atol=1e-6)
+    with torch.no_grad():
+        found, wanted = mapped(**inputs()), start.eval()(**inputs())
+    torch.testing.assert_close(found.image_embeds, wanted.image_embeds)
+    torch.testing.assert_close(found.text_embeds, wanted.text_embeds)
+
+
+def test_every_weight_is_a_map_of_mixed_layers(sources):
+    """W' = F_out (sum_l c_l W_l) F_in^T, with maps and coefficients that are not their start."""
+    mapped = MappedCLIP(sources.turned, sources.config(2, 16))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in (*mapped.maps.values(), *mapped.mixing.values()):
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+    mixing = mapped.mixing["vision_self_attn_out_proj_weight"][1]
+    own = sum(c * weight(sources.turned, layer, "self_attn.out_proj.weight") for layer, c in enumerate(mixing))
+    wanted = mapped.maps["vision_hidden"] @ own @ mapped.maps["vision_out"].T
+    torch.testing.assert_close(mapped.weights()["vision_model.encoder.layers.1.self_attn.out_proj.weight"], wanted)
+    wanted = sources.turned.text_projection.weight @ mapped.maps["text_hidden"].T
+    torch.testing.assert_close(mapped.weights()["text_projection.weight"], wanted)
+
+
+def test_a_clip_made_plain_computes_what_the_trained_maps_compute(controls, sources):
+    mapped = MappedCLIP(sources.turned, sources.config(2, 16))
+    before = distance(mapped, sources.ancestor)
+    trained = {name: parameter for name, parameter in mapped.named_parameters() if parameter.requires_grad}
+    start = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    controls.distil(mapped, {"max_steps": 20, "per_device_train_batch_size": 8} | SETTINGS["controls"][CLIP_MAP])
+    assert all(name.startswith(("maps.", "mixing.")) for name in trained)
+    kept = {name for name, parameter in trained.items() if torch.equal(parameter, start[name])}
+    # Turning has folded the biases of norms into what reads them: zeros, however they are mixed.
+    assert kept == {f"mixing.{side}_layer_norm{n}_bias" for side in ("vision", "text") for n in (1, 2)}
+    assert distance(mapped, sources.ancestor) < 0.95 * before
+    plain = mapped.plain()
+    assert type(plain) is CLIPModel
+    with torch.no_grad():
+        found, wanted = plain(**inputs()), mapped(**inputs())
+    torch.testing.assert_close(found.image_embeds, wanted.image_embeds)
+    torch.testing.assert_close(found.text_embeds, wanted.text_embeds)
+    torch.testing.assert_close(plain.logit_scale, sources.ancestor.logit_scale)
+
+
+def test_maps_are_trained_for_the_steps_of_an_extraction(controls):
+    controls(CLIP_MAP, 2, 16)
+    assert controls.asked == [4 * 8]
+    (record,) = records(controls.folder.parent).values()
+    assert (record["steps"], record["batch_size"]) == (4, 8)
+    small = forward_gflops(controls.sources.config(2, 16))
+    own = forward_gflops(controls.sources.ancestor.config)
+    assert 1e3 * record["teraflops"] > 4 * 8 * (own + 3 * small)  # and what the maps cost

@@ -13,8 +13,9 @@ from transformers import CLIPModel, set_seed
 
 from benchmarks.common.training import Rows, batches_of
 from benchmarks.family.cost import extraction_gflops, forward_gflops, muon_gflops, muon_gflops_of_layers
+from benchmarks.family.mapping import MappedCLIP
 from benchmarks.family.settings import SETTINGS
-from benchmarks.family.starts import STUDENTS, Sources, by_rotated_inheritance
+from benchmarks.family.starts import CLIP_MAP, STUDENTS, Sources, by_rotated_inheritance
 from mmlg_hf import ExtractionArguments
 from mmlg_hf.extraction.ancestors import ancestor_outputs, gene_config
 from mmlg_hf.extraction.trainer import AncestorCollator, ExtractionTrainer
@@ -62,7 +63,7 @@ class Controls:
         target = self.folder / name.replace(" ", "-").replace(",", "") / f"{depth}x{width}"
         if not (target / "record.json").exists():  # written last
             started = time.perf_counter()
-            model, record = {STUDENTS: self.student}[name](depth, width)
+            model, record = {STUDENTS: self.student, CLIP_MAP: self.mapped}[name](depth, width)
             model.save_pretrained(target)
             about = {"method": name, "seconds": time.perf_counter() - started, "parameters": model.num_parameters()}
             (target / "record.json").write_text(json.dumps(about | record))
@@ -80,6 +81,15 @@ class Controls:
         self.distil(model, {**settings, "max_steps": self.student_steps})
         step = 3 * batch_size * forward_gflops(config) + muon_gflops_of_layers(config)
         return model, self.record(self.student_steps, batch_size, step)
+
+    def mapped(self, depth: int, width: int) -> tuple[CLIPModel, dict[str, Any]]:
+        """CLIP-Map, its maps trained for as many steps as the study's own extractions."""
+        steps, batch_size = self.short
+        model = MappedCLIP(self.sources.turned, self.sources.config(depth, width))
+        settings = {"max_steps": steps, "per_device_train_batch_size": batch_size}
+        self.distil(model, settings | SETTINGS["controls"][CLIP_MAP])
+        step = 3 * batch_size * forward_gflops(model.config) + model.mapping_gflops()
+        return model.plain(), self.record(steps, batch_size, step)
 
     @cached_property
     def student_steps(self) -> int:

@@ -65,7 +65,8 @@ class Sources:
 BUNDLED = "MM-LG, bundled"  # the gene that comes with the package: extracted as MM-LG is, but longer
 FRONT = "FRONT"
 STUDENTS = "students without a gene"
-TRAINED = (STUDENTS,)  # each size for itself, by imitation of the ancestor, before its first step
+CLIP_MAP = "CLIP-Map"
+TRAINED = (CLIP_MAP, STUDENTS)  # each size for itself, by imitation of the ancestor, before its first step
 CONTROLS = (FRONT, *TRAINED)  # of 2026
 BY_MUON = "scratch, by Muon"  # as gene extraction is trained; all but these two are fine-tuned by AdamW
 DISTILLED = "MM-LG, bundled, distilled by Muon"  # by contrast and by imitation of the ancestor (`DistillationTrainer`)
