@@ -37,7 +37,8 @@ from benchmarks.common.results import Results
 from benchmarks.common.training import Rows, batches_of, figures, photos, training
 from benchmarks.family.arrays import Family
 from benchmarks.family.classifiers import clothing_task, digit_task, text_task, train_classifier
-from benchmarks.family.cost import extraction_gflops, muon_gflops
+from benchmarks.family.controls import Controls, records
+from benchmarks.family.cost import extraction_gflops, forward_gflops, gflops, muon_gflops
 from benchmarks.family.report import plots_of
 from benchmarks.family.settings import CONFIGURATIONS, SETTINGS, known_rows, load_pairs, make_quick_ancestor
 from benchmarks.family.starts import (
@@ -47,6 +48,8 @@ from benchmarks.family.starts import (
     GENES,
     LONGER,
     STARTS,
+    STUDENTS,
+    TRAINED,
     Sources,
     extract_gene,
     turned_ancestor,
@@ -118,6 +121,7 @@ class Study:
     def sources(self, seed: int) -> Sources:
         """The ancestor and the genes of one seed, extracted where they are not there yet."""
         options, sources = self.options, Sources(self.ancestor, self.turned)
+        sources.trained = partial(self.train_control, seed)
         if {BUNDLED, DISTILLED} & set(options.methods):
             sources.genes[BUNDLED] = gene = load_learngene(options.learngene, dtype=torch.float32)
             have, want = gene.config.text_config.vocab_size, len(self.processor.tokenizer)
@@ -139,6 +143,18 @@ class Study:
                 about = {"seconds": time.perf_counter() - started, "parameters": gene.num_parameters()}
                 record.write_text(json.dumps(about | {"steps": steps, "batch_size": batch}))
         return sources
+
+    def train_control(self, seed: int, name: str, depth: int, width: int) -> CLIPModel:
+        """A control that is trained first; there is one set of students, as there is one bundled gene."""
+        return self.controls(0 if name == STUDENTS else seed)(name, depth, width)
+
+    @cache  # noqa: B019 one study a process
+    def controls(self, seed: int) -> Controls:
+        options, sources = self.options, Sources(self.ancestor, self.turned)
+        pairs = lambda count: in_memory(self.train_rows(seed, count), self.processor)  # noqa: E731
+        short = (options.extraction_steps, options.extraction_batch_size)
+        folder = self.work / f"controls-{seed}"
+        return Controls(sources, options.sizes, self.collator, pairs, folder, seed, short)
 
     @torch.no_grad()
     def measure(self, model: CLIPModel, split: str) -> dict[str, float]:
@@ -226,6 +242,8 @@ class Study:
                 rates[method] = self.best_rate(f"tuning/{method}", options.rates, "mean_R@10", make)
             for part, method in product(parts, options.methods):
                 for sizes, *how in parts[part] if part in options.parts else ():
+                    if method in TRAINED and not how[0]:  # the budget is that of the sizes that are fine-tuned
+                        continue
                     make = partial(self.run, method, seed, seed, *how)
                     self.run_sizes(f"{part}/{method}", seed, sizes, make, rates[method])
         for seed, method, task in product(options.seeds, options.methods, self.tasks):
@@ -234,6 +252,7 @@ class Study:
                 rate = self.best_rate(f"tuning-{task}/{method}", options.encoder_rates, "top1", make)
                 make = partial(self.classify, task, method, seed, seed, "test")
                 self.run_sizes(f"{task}/{method}", seed, options.encoder_sizes, make, rate)
+        self.results.save(genes=self.costs())
 
     def run_sizes(self, key: str, seed: int, sizes: list[Size], make: Callable[..., dict], rate: float) -> None:
         for size in sizes:
@@ -244,11 +263,9 @@ class Study:
         every = [*self.options.sizes, *self.options.untrained_sizes]
         found = {name_of(size): measure_size(sources.config(*size)) for size in every}
         sizes = {name: {"parameters": own.parameters, "gflops": gflops(own)} for name, own in found.items()}
-        own_gflops = gflops(measure_size(self.ancestor.config))
+        own_gflops = forward_gflops(self.ancestor.config)
         gene = gene_config(self.ancestor, num_multimodal_blocks=1, num_unimodal_blocks=1, mixing="linear")
-        genes = dict(self.results.found.get("genes", {}))  # a run of some methods leaves what others recorded
-        for path in self.work.glob("genes-*/*.json"):
-            genes[f"{path.parent.name}/{path.stem}"] = json.loads(path.read_text())
+        genes = self.costs()
         text, parameters = self.ancestor.config.text_config, self.ancestor.num_parameters()
         if BUNDLED in sources.genes:
             bundled, recipe = sources.genes[BUNDLED], sources.genes[BUNDLED].config.recipe
@@ -266,6 +283,13 @@ class Study:
             },
             genes=genes,
         )
+
+    def costs(self) -> dict[str, Any]:
+        """What genes and controls took to make; a run of some methods leaves what others recorded."""
+        genes = dict(self.results.found.get("genes", {}))
+        for path in self.work.glob("genes-*/*.json"):
+            genes[f"{path.parent.name}/{path.stem}"] = json.loads(path.read_text())
+        return genes | records(self.work)
 
 
 class Curve(TrainerCallback):
@@ -295,10 +319,6 @@ def name_of(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def gflops(size: Any) -> float:
-    return (size.gflops_image or 0) + (size.gflops_text or 0)
-
-
 def read_options() -> Namespace:
     """The command line, filled up with the settings of a configuration."""
     options = parse(
@@ -314,7 +334,7 @@ def read_options() -> Namespace:
         setattr(options, key, value)
     if not options.methods:  # another ancestor's descendants are no match for the bundled gene's
         foreign = options.quick or options.configuration != "fashion"
-        left_out = {BY_MUON, DISTILLED} | ({BUNDLED, *LONGER} if foreign else set())
+        left_out = {BY_MUON, DISTILLED} | ({BUNDLED, STUDENTS, *LONGER} if foreign else set())
         options.methods = [name for name in STARTS if name not in left_out]
         options.methods = ["scratch", BY_MUON] if options.long else options.methods
     if options.long:

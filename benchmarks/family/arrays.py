@@ -15,7 +15,10 @@ class Family(Runs):
     """The study's figures in per cent, one value for each seed.
 
     Attributes:
-        tasks: of single encoders, those that all methods were measured on.
+        methods: those that the family was measured with (curves, where there is no family).
+        curve_methods: those of them that have a curve.
+        tasks: of single encoders, those that any method was measured on.
+        encoder_methods: the methods that were measured on any of them.
     """
 
     def __init__(self, results: dict[str, Any]) -> None:
@@ -27,8 +30,10 @@ class Family(Runs):
         self.tasks = {
             task: kind
             for task, kind in ENCODER_TASKS.items()
-            if all(self.all(task, method) for method in self.methods)
+            if any(self.all(task, method) for method in self.methods)
         }
+        self.encoder_methods = [name for name in self.methods if any(self.all(task, name) for task in self.tasks)]
+        self.curve_methods = [method for method in self.methods if self.all("curves", method, self.curve_size)]
 
     def of(self, method: str, size: str, when: str, figure: str) -> Array:
         """One figure of one descendant, by seed: [seeds]."""
@@ -55,8 +60,13 @@ class Family(Runs):
         return float(np.median(self.values("seconds", "curves", method, self.curve_size, scale=1)))
 
     def classifier(self, method: str, task: str) -> Array:
-        """Mean accuracy over the sizes of image-only or text-only descendants, by seed."""
-        return np.mean([self.values("top1", task, method, size) for size in self.names(task, method)], axis=0)
+        """Mean accuracy over the sizes of image-only or text-only descendants, by seed; empty if not measured."""
+        sizes = [self.values("top1", task, method, size) for size in self.names(task, method)]
+        return np.mean(sizes, axis=0) if sizes else np.array([])
+
+    def made(self, method: str) -> list[dict[str, Any]]:
+        """What making a gene, or training a control, took with each seed."""
+        return [record for key, record in self.results["genes"].items() if key.split("/")[1] == method]
 
     def stored_megabytes(self, method: str) -> float | None:
         """What has to be kept to start all sizes, in float16; None for what starts from nothing."""

@@ -9,7 +9,7 @@ from benchmarks.family.starts import BUNDLED
 from mmlg_hf import ExtractionArguments, LearngeneConfig
 from mmlg_hf.expansion import LAYER_AXES
 from mmlg_hf.extraction.trainer import size_grid
-from mmlg_hf.inspection import measure_size
+from mmlg_hf.inspection import ModelSize, measure_size
 from mmlg_hf.modeling_encoders import encoder_sizes
 
 
@@ -20,24 +20,40 @@ def extraction_gflops(config: LearngeneConfig, ancestor: float) -> float:
         config: of the gene.
         ancestor: the ancestor's forward, in gigaflops a pair. The gene's own is as much.
     """
-    sizes = [measure_size(config.descendant_config(*size)) for size in size_grid(config)]
-    smaller = float(np.mean([(size.gflops_image or 0) + (size.gflops_text or 0) for size in sizes]))
+    smaller = float(np.mean([forward_gflops(config.descendant_config(*size)) for size in size_grid(config)]))
     samples = ExtractionArguments.__dataclass_fields__["elastic_samples"].default
     return ancestor + 3 * (ancestor + samples * smaller)
 
 
 def muon_gflops(config: LearngeneConfig) -> float:
-    """One step of Muon on a gene's blocks: five Newton-Schulz iterations of three matrix products each."""
-    encoders = config.encoder_configs
-    groups = [(config.widest, config.num_multimodal_blocks)]
-    groups += [(encoder, config.num_unimodal_blocks) for encoder in encoders.values()]
-    flops = 0
-    for encoder, blocks in groups:
-        sizes = encoder_sizes(encoder)
-        for axes in (axes for axes in LAYER_AXES.values() if len(axes) == 2):
-            short, long = sorted(sizes[axis] for axis in axes if axis)
-            flops += blocks * 5 * (4 * short**2 * long + 2 * short**3)
+    """One step of Muon on a gene's blocks."""
+    blocks = [(config.widest, config.num_multimodal_blocks)]
+    blocks += [(encoder, config.num_unimodal_blocks) for encoder in config.encoder_configs.values()]
+    return sum(count * _muon_gflops_of_layer(encoder) for encoder, count in blocks)
+
+
+def muon_gflops_of_layers(config: Any) -> float:
+    """One step of Muon on all layers of a CLIP."""
+    encoders = (config.vision_config, config.text_config)
+    return sum(encoder.num_hidden_layers * _muon_gflops_of_layer(encoder) for encoder in encoders)
+
+
+def _muon_gflops_of_layer(encoder: Any) -> float:
+    """Of one layer's matrices: five Newton-Schulz iterations of three matrix products each."""
+    sizes, flops = encoder_sizes(encoder), 0
+    for axes in (axes for axes in LAYER_AXES.values() if len(axes) == 2):
+        short, long = sorted(sizes[axis] for axis in axes if axis)
+        flops += 5 * (4 * short**2 * long + 2 * short**3)
     return flops / 1e9
+
+
+def forward_gflops(config: Any) -> float:
+    """One pair through a CLIP."""
+    return gflops(measure_size(config))
+
+
+def gflops(size: ModelSize) -> float:
+    return (size.gflops_image or 0) + (size.gflops_text or 0)
 
 
 def family_cost(family: Family, long: Family, scratch: str = "scratch", gene: str = BUNDLED) -> dict[str, Any]:
@@ -49,7 +65,7 @@ def family_cost(family: Family, long: Family, scratch: str = "scratch", gene: st
 
     Args:
         scratch: "scratch" or `BY_MUON`.
-        gene: `BUNDLED` or another that has a curve.
+        gene: `BUNDLED`, another that has a curve, or a control whose training is recorded beside the genes.
 
     Returns:
         `recall` in per cent, whether scratch `reached` it, `extraction` by unit and its steps, and by unit and for
@@ -65,7 +81,8 @@ def family_cost(family: Family, long: Family, scratch: str = "scratch", gene: st
     made = [record for key, record in results["genes"].items() if key.split("/")[1] == gene]  # of each seed
     per_step = made[0]["batch_size"] * results["extraction_gflops_per_pair"] + results["muon_gflops_per_step"]
     seconds = float(np.median([record["seconds"] for record in made]))
-    extraction = {"steps": made[0]["steps"], "teraflops": made[0]["steps"] * per_step / 1e3, "seconds": seconds}
+    teraflops = made[0].get("teraflops", made[0]["steps"] * per_step / 1e3)  # no gene, but controls, say theirs
+    extraction = {"steps": made[0]["steps"], "teraflops": teraflops, "seconds": seconds}
     every = [np.median(family.values("seconds", "family", "scratch", size, scale=1)) for size in family.sizes]
     one_step = sum(every) / settings["steps"]
     slower = long.seconds(scratch) / long.seconds("scratch")

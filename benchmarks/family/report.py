@@ -14,7 +14,7 @@ from benchmarks.common.results import read
 from benchmarks.family import targets as asked
 from benchmarks.family.arrays import Family
 from benchmarks.family.cost import family_cost
-from benchmarks.family.starts import BUNDLED, BY_MUON, LONGER
+from benchmarks.family.starts import BUNDLED, BY_MUON, CLIP_MAP, FRONT, LONGER, STUDENTS, TRAINED
 
 ZOO = Path(__file__).parent.parent.parent / "mmlg_hf" / "zoo" / "mmlg-fashion-48" / "results.json"
 STYLES = {
@@ -24,6 +24,8 @@ STYLES = {
     "MM-LG": ("#e67e22", 2.2),
     "scratch": ("#555555", 1.6),
 }
+# Lines of their own: the controls of 2026, dashed.
+DASHED = {FRONT: "#5d6d7e", CLIP_MAP: "#0b5345", STUDENTS: "#4a235a"}
 OTHERS = ("#1f77b4", "#17a589", "#27ae60", "#8e44ad", "#7f6a4f", "#5dade2", "#d98cb3", "#a2b627", "#f0b90b")
 RECALL = "image_to_text_R@10"
 
@@ -46,9 +48,11 @@ def page(folder: Path) -> str:
     found = measured(folder)
     family = found["family"]
     gene = family.results["genes"][f"bundled/{BUNDLED}"]
-    longer = [name for name in (*LONGER, BUNDLED) if name in family.methods]
+    longer = [name for name in (*LONGER, BUNDLED) if name in family.curve_methods]
+    longer += [name for name in TRAINED if name in family.curve_methods and family.made(name)]
     prices = {name: family_cost(family, found["long"], BY_MUON, name) for name in longer if len(longer) > 1}
-    about = {"gene": gene, "prices": prices, "targets": asked.targets(**found), "recall": RECALL}
+    trained = {name: made[0] for name in TRAINED if (made := family.made(name))}
+    about = {"gene": gene, "prices": prices, "trained": trained, "targets": asked.targets(**found), "recall": RECALL}
     return fill(Path(__file__).parent, **about, **found)
 
 
@@ -57,9 +61,11 @@ def plots_of(family: Family) -> dict[str, Figure]:
 
 
 def styles(methods: list[str]) -> dict[str, dict[str, Any]]:
-    others = [name for name in methods if name not in STYLES]
+    others = [name for name in methods if name not in STYLES and name not in DASHED]
     known = STYLES | {name: (OTHERS[index % len(OTHERS)], 1.4) for index, name in enumerate(others)}
-    return {name: {"color": known[name][0], "linewidth": known[name][1]} for name in methods}
+    known |= {name: (color, 1.8) for name, color in DASHED.items()}
+    dashes = {name: {"linestyle": "--"} for name in DASHED}
+    return {name: {"color": known[name][0], "linewidth": known[name][1], **dashes.get(name, {})} for name in methods}
 
 
 def plot_curves(family: Family) -> Figure:
@@ -67,7 +73,7 @@ def plot_curves(family: Family) -> Figure:
     figure, axes = panels(2, 9, 4.8)
     labels = {"mean_R@10": "R@10, both directions (%)", "top1": "zero-shot top-1 (%)"}
     for axis, (name, label) in zip(axes, labels.items(), strict=True):
-        for method, style in styles(family.methods).items():
+        for method, style in styles(family.curve_methods).items():
             steps, values = family.curve(method, name)
             axis.plot(steps, values.mean(0), label=method, **style)
             axis.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.12, linewidth=0)

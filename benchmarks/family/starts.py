@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, set_seed
 
+from benchmarks.family.front import by_low_frequencies
 from benchmarks.family.settings import SETTINGS
 from mmlg_hf import ExtractionArguments, LearngeneModel, extract_learngene
 from mmlg_hf.data import process_pairs
@@ -48,11 +49,12 @@ class StageWiseModel(LearngeneModel):
 
 @dataclass
 class Sources:
-    """What the starts draw on: the ancestor, and the genes extracted with one seed."""
+    """What the starts draw on: the ancestor, the genes extracted and what else is trained with one seed."""
 
     ancestor: CLIPModel
     turned: CLIPModel  # `turned_ancestor`
     genes: dict[str, LearngeneModel] = field(default_factory=dict)
+    trained: Callable[[str, int, int], CLIPModel] | None = None  # a control of one size, `benchmarks.family.controls`
 
     def config(self, depth: int, width: int) -> Any:
         """The stock config of a descendant, the same for every method."""
@@ -61,6 +63,11 @@ class Sources:
 
 
 BUNDLED = "MM-LG, bundled"  # the gene that comes with the package: extracted as MM-LG is, but longer
+FRONT = "FRONT"
+STUDENTS = "students without a gene"
+CLIP_MAP = "CLIP-Map"
+TRAINED = (CLIP_MAP, STUDENTS)  # each size for itself, by imitation of the ancestor, before its first step
+CONTROLS = (FRONT, *TRAINED)  # of 2026
 BY_MUON = "scratch, by Muon"  # as gene extraction is trained; all but these two are fine-tuned by AdamW
 DISTILLED = "MM-LG, bundled, distilled by Muon"  # by contrast and by imitation of the ancestor (`DistillationTrainer`)
 
@@ -92,6 +99,11 @@ def by_rotated_inheritance(sources: Sources, depth: int, width: int, seed: int) 
             own = sources.turned.get_parameter(f"{name.split('.')[0]}.encoder.layers.0.layer_norm1.weight")
             weight.data.mul_(slice_norm_scale(len(weight), len(own)))
     return model
+
+
+def by_front(sources: Sources, depth: int, width: int, seed: int) -> CLIPModel:
+    """The low frequencies of the ancestor's weights (FRONT, arXiv 2603.07523)."""
+    return by_low_frequencies(sources.ancestor, sources.config(depth, width))
 
 
 @torch.no_grad()
@@ -136,12 +148,20 @@ def from_gene(name: str, sources: Sources, depth: int, width: int, seed: int) ->
     return sources.genes[name].descendant(depth, width)
 
 
+def from_training(name: str, sources: Sources, depth: int, width: int, seed: int) -> CLIPModel:
+    """One of the controls that are trained first."""
+    assert sources.trained is not None
+    return sources.trained(name, depth, width)
+
+
 STARTS: dict[str, Start] = {
     "scratch": from_scratch,
     BY_MUON: from_scratch,
     "weight selection": by_weight_selection,
     "TinyCLIP inheritance": by_inheritance,
     "rotated inheritance": by_rotated_inheritance,
+    FRONT: by_front,
+    **{name: partial(from_training, name) for name in TRAINED},
     **{name: partial(from_gene, name) for name in (*GENES, BUNDLED)},
     DISTILLED: partial(from_gene, BUNDLED),
 }

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.common.targets import target
 from benchmarks.family.arrays import Family, difference
 from benchmarks.family.cost import family_cost
-from benchmarks.family.starts import BUNDLED, BY_MUON, DISTILLED, LONGER
+from benchmarks.family.starts import BUNDLED, BY_MUON, CONTROLS, DISTILLED, LONGER
 
 SHORT, EARLIER = "MM-LG", ("TLEG", "SWS", "Chebyshev")  # extracted with the same number of steps
 SCRATCH = ("scratch", BY_MUON)
@@ -25,7 +25,7 @@ def targets(family: Family, long: Family, short: Family, distilled: Family, zoo:
     zoo: the bundled gene's own results.
     """
     scratch = [name for name in SCRATCH if name in long.methods]
-    longer = [name for name in LONGER if name in family.methods and BY_MUON in scratch]
+    longer = [name for name in LONGER if name in family.curve_methods and BY_MUON in scratch]
     return [
         *retention(family, zoo),
         *lead(family),
@@ -62,7 +62,8 @@ def lead(family: Family) -> Rows:
         note = "all extracted with the same number of steps"
         rows.append(target(asked, margin, margin.mean() >= wanted, note, best=best))
     inherited = ("weight selection", "TinyCLIP inheritance", "rotated inheritance")
-    pairs = [(SHORT, "TLEG, our extraction"), *((BUNDLED, name) for name in inherited)]
+    later = (name for name in CONTROLS if name in family.methods)
+    pairs = [(SHORT, "TLEG, our extraction"), *((BUNDLED, name) for name in (*inherited, *later))]
     for (ours, other), name in product(pairs, ("top1", "mean_R@1")):
         margin = family.margin(ours, other, name)
         asked = f"2. fine-tuned: {FIGURES[name]} of {ours} ahead of {other}"

@@ -1,0 +1,69 @@
+"""The family's page, targets and plots with controls that were measured in all parts, in one, or not at all."""
+
+import shutil
+
+import pytest
+
+from benchmarks import __main__ as benchmarks
+from benchmarks.common.results import read, write
+from benchmarks.family import report
+from benchmarks.family.arrays import Family
+from benchmarks.family.starts import CLIP_MAP, CONTROLS, FRONT, STUDENTS
+
+COMMITTED = benchmarks.FOLDER / "family" / "results"
+TRAINED = {"seconds": 300.0, "parameters": 15_000_000, "batch_size": 16, "sizes": 12}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for path in COMMITTED.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def with_controls(folder, parts):
+    """Results in which the controls are as good as turned inheritance is, in some parts of the study."""
+    found = read(folder / "family.json")
+    runs = {key: run for key, run in found["runs"].items() if key.split("/")[1] not in CONTROLS}
+    for key, run in list(runs.items()):
+        part, method, *rest = key.split("/")
+        if method == "rotated inheritance" and part in parts:
+            runs |= {"/".join([part, name, *rest]): run for name in CONTROLS}
+    found["runs"] = runs
+    found["genes"][f"controls-0/{CLIP_MAP}"] = TRAINED | {"steps": 80, "teraflops": 6.0}
+    found["genes"][f"controls-0/{STUDENTS}"] = TRAINED | {"steps": 924, "teraflops": 47.4}
+    write(folder / "family.json", found)
+    return report.page(folder)
+
+
+def cells(page, start):
+    return [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith(f"| {start} |")]
+
+
+@pytest.mark.parametrize(("parts", "tables"), [(["family"], 3), (["family", "curves", "digits", "titles"], 5)])
+def test_controls_are_in_the_tables_of_what_they_were_measured_in(folder, parts, tables):
+    page = with_controls(folder, parts)
+    assert len(cells(page, FRONT)) == tables
+    assert cells(page, FRONT)[0][2:] == cells(page, "rotated inheritance")[0][2:]
+    assert cells(page, STUDENTS)[0][1] == "30.0"  # all that is trained has to be kept
+    priced = ["80", "924"] if "curves" in parts else []
+    assert [row[1] for name in (CLIP_MAP, STUDENTS) for row in cells(page, name) if row[1] in ("80", "924")] == priced
+
+
+def test_every_control_has_a_target_of_each_figure(folder):
+    with_controls(folder, ["family"])
+    asked = [row["target"] for row in report.targets(folder)]
+    for name in CONTROLS:
+        assert [row for row in asked if row.endswith(f"of MM-LG, bundled ahead of {name}")] == [
+            f"2. fine-tuned: zero-shot of MM-LG, bundled ahead of {name}",
+            f"2. fine-tuned: R@1 of MM-LG, bundled ahead of {name}",
+        ]
+
+
+def test_every_start_has_a_line_of_its_own(folder):
+    with_controls(folder, ["family", "curves"])
+    family = Family(read(folder / "family.json"))
+    lines = {(style["color"], style.get("linestyle")) for style in report.styles(family.methods).values()}
+    assert len(lines) == len(family.methods)
+    figure = report.plot_curves(family)
+    assert [line.get_text() for line in figure.legends[0].get_texts()] == family.curve_methods
