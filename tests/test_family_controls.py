@@ -107,7 +107,7 @@ def test_the_flops_of_muon_on_a_clip_are_those_that_torch_counts():
 @pytest.fixture
 def controls(sources, tmp_path, monkeypatch):
     """Controls of two sizes that cost as much as an extraction of few steps; `asked` counts the pairs asked for."""
-    monkeypatch.setitem(SETTINGS["controls"][STUDENTS], "extraction_steps", 20)
+    monkeypatch.setitem(SETTINGS["controls"][STUDENTS], "extraction_steps", 6)
     asked = []
 
     def pairs(count):
@@ -146,7 +146,7 @@ def test_what_students_cost_together_is_what_the_extraction_costs(controls, sour
         controls(STUDENTS, 2, width)
     gene = gene_config(sources.ancestor, num_multimodal_blocks=1, num_unimodal_blocks=1, mixing="linear")
     own = forward_gflops(sources.ancestor.config)
-    budget = 20 * (16 * extraction_gflops(gene, own) + muon_gflops(gene)) / 1e3
+    budget = 6 * (16 * extraction_gflops(gene, own) + muon_gflops(gene)) / 1e3
     (record,) = records(controls.folder.parent).values()
     assert record["sizes"] == 2
     assert record["teraflops"] == pytest.approx(budget, rel=0.5 / controls.student_steps)

@@ -67,3 +67,14 @@ def test_every_start_has_a_line_of_its_own(folder):
     assert len(lines) == len(family.methods)
     figure = report.plot_curves(family)
     assert [line.get_text() for line in figure.legends[0].get_texts()] == family.curve_methods
+
+
+def test_probes_are_a_table_for_each_task_layer_by_layer(folder):
+    found = read(folder / "family.json")
+    found["runs"]["probes/ancestor/6x192/digits"] = {"patches": [0.5, 0.75], "class token": [0.1, 0.8]}
+    found["runs"]["probes/MM-LG, bundled/3x96/digits"] = {"patches": [0.25], "class token": [0.2]}
+    write(folder / "family.json", found)
+    page = report.page(folder)
+    assert "| digits | 0 | 1 |\n" in page
+    assert cells(page, "ancestor, 6 x 192")[-1][1:] == ["50.0 / 10.0", "75.0 / 80.0"]
+    assert "| MM-LG, bundled, 3 x 96 | 25.0 / 20.0 |  |\n" in page

@@ -11,6 +11,7 @@ Methods: `starts.py`; sizes and steps: `settings.yaml`; how it is measured: READ
                 (with --long by Muon, too, since genes are extracted by it; of DISTILLED only with --methods)
     encoders    image-only descendants classify digits and other photos (--clothing), text-only ones titles into
                 sub-categories
+    probes      linear probes after each layer of image encoders: the ancestor's, and one size of some starts
 
 Runs that the results file holds are not repeated. Plots are drawn beside it; `python -m benchmarks` makes the page.
 """
@@ -39,6 +40,7 @@ from benchmarks.family.arrays import Family
 from benchmarks.family.classifiers import clothing_task, digit_task, text_task, train_classifier
 from benchmarks.family.controls import Controls, records
 from benchmarks.family.cost import extraction_gflops, forward_gflops, gflops, muon_gflops
+from benchmarks.family.probes import probe_layers
 from benchmarks.family.report import plots_of
 from benchmarks.family.settings import CONFIGURATIONS, SETTINGS, known_rows, load_pairs, make_quick_ancestor
 from benchmarks.family.starts import (
@@ -65,7 +67,8 @@ from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator, with_muon
 Size = Sequence[int]  # depth and width
 TUNING_SEED = 100
 FEATURE_WEIGHT = 30.0  # of distillation beside contrast; 10 and imitation alone were tried on validation (LOG.md)
-PARTS = ["family", "curves", "encoders"]
+PARTS = ["family", "curves", "encoders", "probes"]
+PROBED = ("rotated inheritance", *TRAINED, BUNDLED)
 CURVE_SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the steps, where curves are measured
 MEASURED = ("image_to_text_R@1", "image_to_text_R@10", "mean_R@1")
 
@@ -252,7 +255,26 @@ class Study:
                 rate = self.best_rate(f"tuning-{task}/{method}", options.encoder_rates, "top1", make)
                 make = partial(self.classify, task, method, seed, seed, "test")
                 self.run_sizes(f"{task}/{method}", seed, options.encoder_sizes, make, rate)
+        if "probes" in options.parts:
+            self.probe_all()
         self.results.save(genes=self.costs())
+
+    def probe_all(self) -> None:
+        """Probe the ancestor, the tuning sizes of some starts, and the bundled gene at its own size, too."""
+        seed, own = self.options.seeds[0], self.ancestor.config.vision_config
+        whole = (own.num_hidden_layers, own.hidden_size)
+        sizes = {name: list(self.options.tuning_sizes) for name in PROBED if name in self.options.methods}
+        if BUNDLED in sizes:
+            sizes[BUNDLED].insert(0, whole)
+        probed = [("ancestor", whole), *((name, size) for name in sizes for size in sizes[name])]
+        tasks = {name: task for name, task in self.tasks.items() if task.modality == "image"}
+        for (name, size), task in product(probed, tasks):
+
+            def make(name: str = name, size: Size = size, task: str = task) -> dict[str, Any]:
+                model = self.ancestor if name == "ancestor" else STARTS[name](self.sources(seed), *size, seed)
+                return probe_layers(model, self.tasks[task])
+
+            self.results.run(f"probes/{name}/{name_of(size)}/{task}", make)
 
     def run_sizes(self, key: str, seed: int, sizes: list[Size], make: Callable[..., dict], rate: float) -> None:
         for size in sizes:

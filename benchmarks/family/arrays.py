@@ -64,6 +64,16 @@ class Family(Runs):
         sizes = [self.values("top1", task, method, size) for size in self.names(task, method)]
         return np.mean(sizes, axis=0) if sizes else np.array([])
 
+    def probes(self, task: str) -> dict[str, dict[str, list[float]]]:
+        """Accuracies in per cent by state and layer, of each encoder ("START, SIZE") that was probed on a task."""
+        found = {}
+        for name in self.names("probes"):
+            for size in self.names("probes", name):
+                for run in self.all("probes", name, size, task):
+                    scaled = {state: [100 * value for value in values] for state, values in run.items()}
+                    found[f"{name}, {size.replace('x', ' x ')}"] = scaled
+        return found
+
     def made(self, method: str) -> list[dict[str, Any]]:
         """What making a gene, or training a control, took with each seed."""
         return [record for key, record in self.results["genes"].items() if key.split("/")[1] == method]

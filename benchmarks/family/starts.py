@@ -1,8 +1,9 @@
 """Every way to start a small CLIP that the study compares, with one signature: a size in, a model out.
 
-Three kinds: nothing (scratch), a large model at hand (weight selection, TinyCLIP's inheritance), and genes. A gene is
-extracted first, by `genes` in settings.yaml; those of the earlier papers by their rules, but with our loss, feature
-distillation, which does better than soft labels.
+Four kinds: nothing (scratch), a large model at hand (weight selection, TinyCLIP's inheritance, FRONT), that and a
+training of each size (`controls.py`: CLIP-Map, students without a gene), and genes. A gene is extracted first, by
+`genes` in settings.yaml; those of the earlier papers by their rules, but with our loss, feature distillation, which
+does better than soft labels.
 """
 
 from collections.abc import Callable, Iterable
@@ -54,7 +55,7 @@ class Sources:
     ancestor: CLIPModel
     turned: CLIPModel  # `turned_ancestor`
     genes: dict[str, LearngeneModel] = field(default_factory=dict)
-    trained: Callable[[str, int, int], CLIPModel] | None = None  # a control of one size, `benchmarks.family.controls`
+    trained: Any = None  # `controls.Controls`: one of `TRAINED`, depth and width in, a model out
 
     def config(self, depth: int, width: int) -> Any:
         """The stock config of a descendant, the same for every method."""
@@ -150,7 +151,6 @@ def from_gene(name: str, sources: Sources, depth: int, width: int, seed: int) ->
 
 def from_training(name: str, sources: Sources, depth: int, width: int, seed: int) -> CLIPModel:
     """One of the controls that are trained first."""
-    assert sources.trained is not None
     return sources.trained(name, depth, width)
 
 
