@@ -193,7 +193,7 @@ def test_a_target_says_its_spread_and_one_seed_has_none():
     ("study", "results", "left_out"),
     [
         ("alignment", "alignment", ()),
-        ("clip_moe", "clip_moe", ("data", "clothing", "seeds")),
+        ("clip_moe", "clip_moe", ("data", "clothing", "seeds", "ancestor", "arms")),
         ("extraction", "choices", ("data", "ancestor", "only", "seeds")),
     ],
 )
