@@ -1,5 +1,6 @@
 """train_router(): what trains, the loss, the record of expert usage."""
 
+import copy
 import json
 
 import pytest
@@ -135,9 +136,13 @@ def test_imitation_leads_experts_to_the_ancestor_and_its_loss_is_contrast_and_di
     }
     torch.testing.assert_close(losses[30.0] - losses[0.0], 30 * distance(mixture), atol=1e-4, rtol=1e-4)
     before, weights = distance(mixture), {name: value.clone() for name, value in ancestor.state_dict().items()}
-    args = arguments(tmp_path, train_experts=True, feature_weight=1000.0, max_steps=8)
-    trained = train_router(mixture, pairs, args, processor=processor, ancestor=ancestor, ancestor_processor=processor)
-    assert distance(trained) < 0.8 * before
+    after = {}
+    for weight in (0.0, 1000.0):
+        args = arguments(tmp_path, train_experts=True, feature_weight=weight, max_steps=8)
+        imitated = {"ancestor": ancestor, "ancestor_processor": processor}
+        after[weight] = distance(train_router(copy.deepcopy(mixture), pairs, args, processor=processor, **imitated))
+    assert after[1000.0] < 0.8 * before
+    assert after[1000.0] < 0.8 * after[0.0]
     assert not changed_names(ancestor, weights)
     record = json.loads((tmp_path / "router.json").read_text())
     assert record["feature_weight"] == 1000.0
@@ -147,8 +152,6 @@ def test_imitation_leads_experts_to_the_ancestor_and_its_loss_is_contrast_and_di
 
 @pytest.mark.slow
 def test_resumed_training_ends_like_uninterrupted_training_and_keeps_the_record(mixture, tmp_path):
-    import copy
-
     pairs, processor = pico_pairs(32), pico_processor()
     saving = {"save_strategy": "steps", "save_steps": 2}
     whole = train_router(copy.deepcopy(mixture), pairs, arguments(tmp_path / "whole", **saving), processor=processor)
