@@ -40,7 +40,7 @@ def upcycle_by_clusters(
     vision_layers: Sequence[int] | None = None,
     text_layers: Sequence[int] | None = None,
     router_aux_loss_coef: float = 0.01,
-    router_z_loss_coef: float = 0.001,
+    router_z_loss_coef: float = 0.0,
     num_pairs: int = 1024,
     num_tokens: int = 16384,
     batch_size: int = 64,

@@ -113,7 +113,8 @@ def test_a_cut_expert_serves_its_own_cluster_better_than_the_others_do(base):
 def test_the_base_the_random_state_and_layers_left_out_stay_and_a_seed_fixes_all(base):
     before, state = {name: tensor.clone() for name, tensor in base.state_dict().items()}, torch.get_rng_state()
     base.train()
-    one, other = (upcycled(base, vision_layers=[1], num_tokens=20, expert_rank=3) for _ in range(2))
+    given = {"vision_layers": [1], "num_tokens": 20, "expert_rank": 3, "router_z_loss_coef": 0.001}
+    one, other = (upcycled(base, **given) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert base.training
     assert not any(module._forward_pre_hooks for module in base.modules())
