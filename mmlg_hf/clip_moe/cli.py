@@ -23,6 +23,7 @@ from ..shell.options import (
     Split,
     TextColumn,
 )
+from ..shell.options import given as options
 from ..shell.printing import AsJson, console, print_json, stdout_for_json
 
 app = typer.Typer(
@@ -85,7 +86,7 @@ UPCYCLE_EXAMPLES = (
 
 @app.command(epilog=UPCYCLE_EXAMPLES)
 def upcycle(
-    base: Annotated[str, typer.Argument(help="The dense CLIP that the experts were fine-tuned from.")],
+    base: Annotated[str, typer.Argument(help="The dense CLIP: experts are fine-tunes of it.")],
     output: Annotated[Path, typer.Option(help="Folder of the mixture.")],
     experts: Annotated[Path | None, typer.Option(help="Output folder of diversify: takes all its experts.")] = None,
     expert: Annotated[list[str] | None, typer.Option(help="One expert, a folder or Hub id; can be repeated.")] = None,
@@ -93,7 +94,9 @@ def upcycle(
         str | None,
         typer.Option(help="Instead of experts: a dataset, whose tokens' clusters routers and experts start from."),
     ] = None,
-    num_experts: Annotated[int, typer.Option(min=2, help="With --clusters-of: experts, and clusters.")] = 4,
+    num_experts: Annotated[
+        int | None, typer.Option(min=2, help="With --clusters-of: experts, and clusters.", show_default="4")
+    ] = None,
     expert_rank: Annotated[
         int | None, typer.Option(min=1, help="With --clusters-of: rank of the experts.", show_default="copies")
     ] = None,
@@ -118,13 +121,15 @@ def upcycle(
         "router_z_loss_coef": router_z_loss,
         "seed": seed,
     }
+    sizes = options(num_experts=num_experts, expert_rank=expert_rank)
     if clusters_of is None:
+        if sizes:
+            raise LearngeneError(f"{next(iter(sizes))} goes with clusters_of: experts that are given have their sizes")
         mixture, processor = run(base, given, **routing), _processor(base)
     else:
         if given:
             raise LearngeneError("experts and clusters_of were both given: experts are fine-tunes or come of clusters")
         processor, rows = _inputs(base, clusters_of, split, image_column, text_column, limit)
-        sizes: dict[str, Any] = {"num_experts": num_experts, "expert_rank": expert_rank}
         mixture = upcycle_by_clusters(base, rows, processor=processor, **sizes, **routing)
     with whole_folder(output) as folder:
         mixture.save_pretrained(folder)

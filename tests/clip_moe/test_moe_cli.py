@@ -95,6 +95,10 @@ def test_a_mixture_is_made_of_clusters_and_trained_beside_its_base(folder):
             ["upcycle", "{}/base", "--expert", "{}/base", "--clusters-of", "{}/pairs", "--output", "{}/out"],
             "--clusters-of were both given",
         ),
+        (
+            ["upcycle", "{}/base", "--expert", "{}/base", "--expert-rank", "4", "--output", "{}/out"],
+            "--expert-rank goes with --clusters-of",
+        ),
         (["diversify", "{}/bare", "--data", "{}/pairs", "--output", "{}/out"], "no processor"),
         (["diversify", "{}/base", "--data", "{}/nowhere", "--output", "{}/out"], "cannot load the dataset"),
         (["train-router", "{}/base", "--data", "{}/pairs", "--output", "{}/out"], "not a mixture"),
