@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import __main__ as benchmarks
 from benchmarks.common.options import read_settings, settings_of
 from benchmarks.common.pages import grid, told
-from benchmarks.common.results import Results, Runs, compact, read
+from benchmarks.common.results import Results, Runs, compact, read, write
 from benchmarks.common.targets import target
 from benchmarks.family.arrays import Family
 from benchmarks.family.cost import muon_gflops
@@ -195,7 +195,7 @@ def test_a_target_says_its_spread_and_one_seed_has_none():
     ("study", "results", "left_out"),
     [
         ("alignment", "alignment", ()),
-        ("clip_moe", "clip_moe", ("data", "clothing", "seeds")),
+        ("clip_moe", "clip_moe", ("data", "clothing", "seeds", "ancestor", "arms")),
         ("extraction", "choices", ("data", "ancestor", "only", "seeds")),
     ],
 )
@@ -209,6 +209,42 @@ def test_committed_results_can_be_gone_on_with(study, results, left_out, monkeyp
     more = set(program.SETTINGS["experts"]) if study == "clip_moe" else set()
     committed = read(benchmarks.FOLDER / study / "results" / f"{results}.json")["settings"]
     assert set(settings_of(options, *left_out)) | more == set(committed)
+
+
+def test_remedies_of_mixtures_are_told_of_where_they_were_measured(tmp_path):
+    """Of seeds that both sides of a comparison have; the one that did best on the validation split is asked of."""
+    report = importlib.import_module("benchmarks.clip_moe.report")
+    results = read(benchmarks.FOLDER / "clip_moe" / "results" / "clip_moe.json")
+    runs = {key: run for key, run in results["runs"].items() if key.split("/")[0] not in report.REMEDIES}
+    runs.pop("dense, imitation/0", None)
+
+    def measured(mean, top1):
+        figures = runs["base/0"]["figures"] | {"mean_R@1": mean, "top1": top1}
+        about = {"remedies": {"expert_rank": 8, "router_z_loss_coef": 0.001, "feature_weight": 30}}
+        return runs["moe/0"] | {"figures": figures, "ancestor_flops": 3e12} | about
+
+    def told():
+        write(tmp_path / "clip_moe.json", results | {"runs": runs})
+        return [row["measured"]["mean"] for row in report.targets(tmp_path)[6:]], report.page(tmp_path)
+
+    figures = runs["base/0"]["figures"]
+    base, top1 = figures["mean_R@1"], figures["top1"]
+    dense = runs["dense/1"]["figures"]["mean_R@1"]
+    assert "Remedies" not in told()[1]
+    assert told()[0] == []
+    runs["clusters/1"] = measured(base + 0.03, top1 - 0.02)
+    means, page = told()
+    assert means == pytest.approx([3.0, 100 * (base + 0.03 - dense), -2.0], abs=0.01)
+    assert "cut to rank 8" in page
+    assert "cluster-aware against dense, same compute" in page
+    assert "+ imitation" not in page
+    runs["imitation/0"] = runs["imitation/1"] = measured(base + 0.01, top1)
+    runs["tuning/imitation/0.1/100"] = measured(0.5, top1)
+    assert told()[0] == pytest.approx([1.0, 0.0], abs=0.01)
+    runs["dense, imitation/1"] = measured(base, top1)
+    means, page = told()
+    assert means == pytest.approx([1.0, 1.0, 0.0], abs=0.01)
+    assert "takes 3.00 TFLOPs" in page
 
 
 def test_the_family_is_measured_with_the_settings_of_its_file():

@@ -1,4 +1,4 @@
-"""Is a mixture of diversified experts worth its compute? CLIP-MoE against its base and two controls, three seeds.
+"""Is a mixture of experts worth its compute? CLIP-MoE and two remedies against their base and controls, three seeds.
 
     python -m benchmarks.clip_moe --base FOLDER [--data FOLDER] [--clothing FOLDER] [--quick]
     python -m benchmarks.clip_moe --gene FOLDER --depth 4 --width 128 [--data FOLDER] [--clothing FOLDER]
@@ -34,12 +34,17 @@ from mmlg_hf import clip_moe as moe
 from mmlg_hf.clip_moe.router_training import RouterArguments
 from mmlg_hf.data import load_image_text
 from mmlg_hf.evaluation import evaluate_zero_shot
+from mmlg_hf.extraction import DistillationTrainer
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 
 SETTINGS = read_settings(__file__)
-TUNING, EXPERTS = SETTINGS["tuning"], SETTINGS["experts"]
+TUNING, EXPERTS, REMEDIES = SETTINGS["tuning"], SETTINGS["experts"], SETTINGS["remedies"]
+# Settings of a run, and not of the file that holds it.
+LEFT_OUT = ("data", "clothing", "seeds", "ancestor", "arms")
 IMPLEMENTATIONS = ("grouped_mm", "batched_mm", "eager")
 RANKS = (None, 64, 16, 4)
+CLUSTERED = 1024  # pairs whose tokens are clustered
+FROM_CLUSTERS, IMITATING = ("clusters", "imitation"), ("imitation", "dense, imitation")  # arms
 
 
 class Study:
@@ -70,20 +75,34 @@ class Study:
         return folder
 
     def _flops(self) -> dict[str, float]:
-        """Forward FLOPs for one pair, dense and as a mixture (matrix products, counted by torch on a batch of 8)."""
+        """Forward FLOPs for one pair, dense and as a mixture."""
         mixture = self.mixture()
         mixture.set_experts_implementation("eager")
-        counts = {}
-        for name, model in (("dense", self.base), ("mixture", mixture)):
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                model.eval()(**self.noise(8))
-            counts[name] = counter.get_total_flops() / 8
-        return counts
+        return {"dense": self.forward_flops(self.base), "mixture": self.forward_flops(mixture)}
+
+    def forward_flops(self, model: Any) -> float:
+        """Of one pair: matrix products, counted by torch on a batch of 8."""
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.eval()(**self.noise(8))
+        return counter.get_total_flops() / 8
+
+    def ancestor_flops(self) -> float:
+        """What embedding every pair once with the ancestor takes."""
+        ancestor = CLIPModel.from_pretrained(self.options.ancestor, dtype=torch.float32)
+        return self.forward_flops(ancestor) * self.options.pairs
 
     def mixture(self, experts: Any = None, seed: int = 0) -> moe.CLIPMoEModel:
         """The base upcycled; with copies of itself for experts if none are given."""
         experts = experts or [self.base] * (EXPERTS["num_experts"] - 1)
         return moe.upcycle(self.base, experts, num_experts_per_tok=EXPERTS["num_experts_per_tok"], seed=seed)
+
+    def clustered(self, pairs: Any, seed: int) -> moe.CLIPMoEModel:
+        """The base upcycled by the clusters of its tokens."""
+        settings = {name: REMEDIES[name] for name in ("expert_rank", "router_z_loss_coef")}
+        routing = {name: EXPERTS[name] for name in ("num_experts", "num_experts_per_tok")}
+        return moe.upcycle_by_clusters(
+            self.base, pairs, data_collator=self.collator, num_pairs=CLUSTERED, seed=seed, **settings, **routing
+        )
 
     def noise(self, size: int) -> dict[str, Any]:
         """A batch of the shape that titles and photos have."""
@@ -143,17 +162,26 @@ def train_control(
 ) -> tuple[Any, int]:
     """Train for a number of FLOPs; return the model and its steps.
 
-    "dense" fine-tunes the whole base, "plain" copies of the base as experts, and their routers.
+    "dense" fine-tunes the whole base, "plain" copies of the base as experts, and their routers. "clusters" trains all
+    of a mixture that starts from clusters, whose forward passes are among its FLOPs. The two arms that imitate are
+    "clusters" and "dense" beside the ancestor.
     """
-    each = study.flops["dense" if arm == "dense" else "mixture"]
+    pairs, dense = study.pairs(seed, share), arm.startswith("dense")
+    weight = {"feature_weight": REMEDIES["feature_weight"]} if arm in IMITATING else {}
+    ancestor = {"ancestor": study.options.ancestor} if arm in IMITATING else {}
+    flops -= CLUSTERED * study.flops["dense"] if arm in FROM_CLUSTERS else 0.0
+    each = study.flops["dense" if dense else "mixture"]
     steps = max(round(flops / (3 * each * study.options.batch_size)), 1)
-    arguments, pairs = study.common(folder, seed, learning_rate, steps), study.pairs(seed, share)
-    if arm == "dense":
+    arguments = study.common(folder, seed, learning_rate, steps)
+    if dense:
         model = copy.deepcopy(study.base)
-        ContrastiveTrainer(model, TrainingArguments(**arguments), study.collator, pairs).train()
+        trainer = DistillationTrainer if ancestor else ContrastiveTrainer
+        trainer(model, TrainingArguments(**arguments), study.collator, pairs, **ancestor, **weight).train()
         return model.eval(), steps
-    args = RouterArguments(train_experts=True, **arguments)
-    return moe.train_router(study.mixture(seed=seed), pairs, args, data_collator=study.collator), steps
+    from_clusters = arm in FROM_CLUSTERS
+    mixture = study.clustered(pairs, seed) if from_clusters else study.mixture(seed=seed)
+    args = RouterArguments(train_experts=True, train_all=from_clusters, **weight, **arguments)
+    return moe.train_router(mixture, pairs, args, data_collator=study.collator, **ancestor), steps
 
 
 def run_base(study: Study, seed: int) -> dict[str, Any]:
@@ -192,13 +220,18 @@ def run_moe(study: Study, seed: int) -> dict[str, Any]:
 
 
 def run_control(study: Study, seed: int, arm: str) -> dict[str, Any]:
-    """One of the two controls, for as many FLOPs as CLIP-MoE took with this seed."""
+    """A control or a remedy, for as many FLOPs as CLIP-MoE took with this seed; the ancestor's are counted apart."""
     flops = study.run(run_moe, seed, "moe")["flops"]
     rate = tuned_rate(study, arm)
-    started = time.time()
-    model, steps = train_control(study, seed, arm, rate, flops, study.work / f"{arm}-{seed}")
-    cost = {"learning_rate": rate, "steps": steps, "flops": flops, "seconds": round(time.time() - started)}
-    return {"figures": study.evaluate(model), "parameters": moe.count_parameters(model), **cost}
+    started, folder = time.time(), study.work / f"{arm}-{seed}"
+    model, steps = train_control(study, seed, arm, rate, flops, folder)
+    found = {"learning_rate": rate, "steps": steps, "flops": flops, "seconds": round(time.time() - started)}
+    if arm in FROM_CLUSTERS:
+        found |= {"remedies": REMEDIES, "usage": json.loads((folder / "expert_usage.json").read_text())[-1]}
+    if arm in IMITATING:
+        found |= {"ancestor": Path(study.options.ancestor).name, "ancestor_flops": study.ancestor_flops()}
+        found |= {"feature_weight": REMEDIES["feature_weight"]}
+    return {"figures": study.evaluate(model), "parameters": moe.count_parameters(model), **found}
 
 
 def try_rate(study: Study, seed: int, arm: str, rate: float) -> dict[str, Any]:
@@ -216,9 +249,10 @@ def try_rate(study: Study, seed: int, arm: str, rate: float) -> dict[str, Any]:
 
 def tuned_rate(study: Study, arm: str) -> float:
     """The learning rate with the best mean R@1 on the validation split, after half of the length."""
+    rates = TUNING["lower_rates"].get(arm, TUNING["rates"])
     if study.options.quick:
-        return TUNING["rates"][1]
-    tried = {r: study.run(try_rate, TUNING["seed"], f"tuning/{arm}/{r:g}", arm, r) for r in TUNING["rates"]}
+        return rates[1]
+    tried = {r: study.run(try_rate, TUNING["seed"], f"tuning/{arm}/{r:g}", arm, r) for r in rates}
     return max(tried, key=lambda rate: tried[rate]["figures"]["mean_R@1"])
 
 
@@ -270,9 +304,11 @@ def main() -> None:
     options = parse(__doc__, "data", "clothing", "output", "seeds", "quick", settings=SETTINGS)
     if options.base is None and options.gene is None:
         raise SystemExit("give --base or --gene")
+    unknown = set(options.arms) - set(SETTINGS["options"]["arms"]["default"])
+    if unknown:
+        raise SystemExit(f"--arms knows no {', '.join(map(repr, sorted(unknown)))}")
     folder = output_folder(options, "clip_moe")
-    left_out = ("data", "clothing", "seeds")
-    results = Results(folder / "results" / "clip_moe.json", settings_of(options, *left_out) | EXPERTS)
+    results = Results(folder / "results" / "clip_moe.json", settings_of(options, *LEFT_OUT) | EXPERTS)
     study = Study(options, results)
     results.save(
         test_pairs=len(study.test["test"]),
@@ -280,9 +316,9 @@ def main() -> None:
     )
     study.run(run_base, 0, "base")
     for seed in options.seeds:
-        study.run(run_moe, seed, "moe")
-        for arm in ("dense", "plain"):
-            study.run(run_control, seed, arm, arm)
+        for arm in options.arms:
+            make, given = (run_moe, ()) if arm == "moe" else (run_control, (arm,))
+            study.run(make, seed, arm, *given)
     study.run(run_throughput, 0, "throughput")
     first = options.seeds[0]
     if options.gene:

@@ -14,6 +14,7 @@ _MODULE_OF = {
     "CLIPMoEForImageClassification": "modeling_clip_moe",
     "upcycle": "upcycling",
     "count_parameters": "upcycling",
+    "upcycle_by_clusters": "cluster_upcycling",
     "diversify": "diversification",
     "DiversifyArguments": "diversification",
     "train_router": "router_training",

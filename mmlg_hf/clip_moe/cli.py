@@ -23,6 +23,7 @@ from ..shell.options import (
     Split,
     TextColumn,
 )
+from ..shell.options import given as options
 from ..shell.printing import AsJson, console, print_json, stdout_for_json
 
 app = typer.Typer(
@@ -77,33 +78,68 @@ def diversify(
     console.print(f"{len(experts)} experts in {output}. Next: mmlg moe upcycle {base} --experts {output} --output ...")
 
 
-@app.command(epilog="Example: mmlg moe upcycle runs/base --experts runs/experts --output runs/mixture")
+UPCYCLE_EXAMPLES = (
+    "Examples: mmlg moe upcycle runs/base --experts runs/experts --output runs/mixture; "
+    "mmlg moe upcycle runs/base --clusters-of DATASET --output runs/mixture"
+)
+
+
+@app.command(epilog=UPCYCLE_EXAMPLES)
 def upcycle(
-    base: Annotated[str, typer.Argument(help="The dense CLIP that the experts were fine-tuned from.")],
+    base: Annotated[str, typer.Argument(help="The dense CLIP: experts are fine-tunes of it.")],
     output: Annotated[Path, typer.Option(help="Folder of the mixture.")],
     experts: Annotated[Path | None, typer.Option(help="Output folder of diversify: takes all its experts.")] = None,
     expert: Annotated[list[str] | None, typer.Option(help="One expert, a folder or Hub id; can be repeated.")] = None,
+    clusters_of: Annotated[
+        str | None,
+        typer.Option(help="Instead of experts: a dataset, whose tokens' clusters routers and experts start from."),
+    ] = None,
+    num_experts: Annotated[
+        int | None, typer.Option(min=2, help="With --clusters-of: experts, and clusters.", show_default="4")
+    ] = None,
+    expert_rank: Annotated[
+        int | None, typer.Option(min=1, help="With --clusters-of: rank of the experts.", show_default="copies")
+    ] = None,
     num_experts_per_tok: Annotated[int, typer.Option(min=1, help="Experts that process one token.")] = 2,
+    router_z_loss: Annotated[float, typer.Option(min=0.0, help="Weight of the router z-loss in training.")] = 0.0,
+    split: Split = "train",
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    limit: Limit = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Assemble a CLIP and its fine-tunes into one mixture of experts, with new routers."""
+    """Make a mixture of experts of a CLIP: of fine-tunes with new routers, or of the clusters of its own tokens."""
     check_writable(output)
+    from .cluster_upcycling import upcycle_by_clusters
     from .upcycling import count_parameters
     from .upcycling import upcycle as run
 
     given = [*_experts_in(experts), *(expert or [])]
-    mixture = run(base, given, num_experts_per_tok=num_experts_per_tok, seed=seed)
-    processor = _processor(base)
+    routing: dict[str, Any] = {
+        "num_experts_per_tok": num_experts_per_tok,
+        "router_z_loss_coef": router_z_loss,
+        "seed": seed,
+    }
+    sizes = options(num_experts=num_experts, expert_rank=expert_rank)
+    if clusters_of is None:
+        if sizes:
+            raise LearngeneError(f"{next(iter(sizes))} goes with clusters_of: experts that are given have their sizes")
+        mixture, processor = run(base, given, **routing), _processor(base)
+    else:
+        if given:
+            raise LearngeneError("experts and clusters_of were both given: experts are fine-tunes or come of clusters")
+        processor, rows = _inputs(base, clusters_of, split, image_column, text_column, limit)
+        mixture = upcycle_by_clusters(base, rows, processor=processor, **sizes, **routing)
     with whole_folder(output) as folder:
         mixture.save_pretrained(folder)
         save_processor(processor, folder)
     counts = count_parameters(mixture)
     if as_json:
-        print_json({"output": str(output), "experts": len(given) + 1, "parameters": counts})
+        print_json({"output": str(output), "experts": mixture.config.num_experts, "parameters": counts})
         return
     console.print(
-        f"{len(given) + 1} experts, {num_experts_per_tok} for each token: {counts['total']:,} parameters, "
+        f"{mixture.config.num_experts} experts, {num_experts_per_tok} for each token: {counts['total']:,} parameters, "
         f"{counts['active']:,} active. Next: mmlg moe train-router {output} --data ... --output ..."
     )
 
@@ -114,6 +150,11 @@ def train_router(
     data: Data,
     output: Annotated[Path, typer.Option(help="Folder of the trained mixture; run again to go on.")],
     train_experts: Annotated[bool, typer.Option(help="Also train the experts, as copies of one MLP need.")] = False,
+    train_all: Annotated[bool, typer.Option(help="Train the whole mixture.")] = False,
+    ancestor: Annotated[
+        str | None, typer.Option(help="Also imitate this frozen CLIP: a Hub id or a folder, BASE itself too.")
+    ] = None,
+    feature_weight: Annotated[float, typer.Option(min=0.0, help="Weight of imitation, with --ancestor.")] = 10.0,
     batch_size: BatchSize = 128,
     learning_rate: LearningRate = 1e-6,
     epochs: Epochs = 1.0,
@@ -127,7 +168,7 @@ def train_router(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the routers of a mixture, and plot how its experts are used."""
+    """Train the routers of a mixture, or more of it, and plot how its experts are used."""
     check_writable(output)
     from ..training.resuming import last_checkpoint
     from .router_training import RouterArguments
@@ -135,10 +176,15 @@ def train_router(
 
     processor, rows = _inputs(mixture, data, split, image_column, text_column, limit)
     training = _training(output, batch_size, learning_rate, epochs, max_steps, num_workers, seed, device)
-    args = RouterArguments(train_experts=train_experts, **training)
+    trained: dict[str, Any] = {
+        "train_experts": train_experts,
+        "train_all": train_all,
+        "feature_weight": feature_weight,
+    }
+    args = RouterArguments(**trained, **training)
     with stdout_for_json(as_json):
         goes_on = last_checkpoint(output) is not None
-        run(mixture, rows, args, processor=processor, resume_from_checkpoint=goes_on)
+        run(mixture, rows, args, processor=processor, ancestor=ancestor, resume_from_checkpoint=goes_on)
     if as_json:
         usage = json.loads((output / "expert_usage.json").read_text(encoding="utf-8"))
         print_json({"output": str(output), "expert_usage": usage})

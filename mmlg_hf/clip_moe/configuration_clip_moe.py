@@ -74,6 +74,8 @@ class CLIPMoEConfig(CLIPConfig):
         text_config: a `CLIPMoETextConfig` or its dictionary; None takes the defaults.
         router_aux_loss_coef: weight of the load-balancing loss beside the contrastive one. That loss is the image
             encoder's plus half the text encoder's, as in CLIP-MoE's training.
+        router_z_loss_coef: weight of the router z-loss, summed over the encoders in the same way; 0 leaves it out.
+            CLIP-UP (arXiv 2502.00965) has it in its upcycling, ST-MoE's value is 0.001.
     """
 
     model_type = "clip_moe"
@@ -84,6 +86,7 @@ class CLIPMoEConfig(CLIPConfig):
     text_config: dict | CLIPMoETextConfig | None = None
     vision_config: dict | CLIPMoEVisionConfig | None = None
     router_aux_loss_coef: float = 0.01
+    router_z_loss_coef: float = 0.0
 
     def __post_init__(self, **kwargs):
         routing = {
@@ -109,8 +112,9 @@ class CLIPMoEConfig(CLIPConfig):
                     f"vision_config.{name} ({vision}) differs from text_config.{name} ({text}): both encoders have "
                     "the same; to keep an encoder dense give it moe_layers=[]."
                 )
-        if self.router_aux_loss_coef < 0:
-            raise ValueError(f"router_aux_loss_coef is {self.router_aux_loss_coef}: it must be 0 or more.")
+        for name in ("router_aux_loss_coef", "router_z_loss_coef"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
 
     @property
     def num_experts(self) -> int:

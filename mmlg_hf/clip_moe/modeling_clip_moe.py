@@ -34,23 +34,24 @@ from transformers.models.clip.modeling_clip import (
     CLIPTextEmbeddings,
     CLIPVisionEmbeddings,
 )
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_clip_moe import CLIPMoEConfig, CLIPMoETextConfig, CLIPMoEVisionConfig
+from .router_losses import balance_loss, router_z_loss
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
 class CLIPMoEOutput(CLIPOutput):
-    """What `CLIPModel` returns, and the load-balancing loss.
+    """What `CLIPModel` returns, and the loss of the routers.
 
     Args:
-        aux_loss (`torch.Tensor`, *optional*): `router_aux_loss_coef` * (image balance + text balance / 2), a scalar
-            that is contained in `loss`. None unless router logits were recorded.
+        aux_loss (`torch.Tensor`, *optional*): `router_aux_loss_coef` * balance + `router_z_loss_coef` * z-loss, of the
+            images plus half of the texts', a scalar that is contained in `loss`. None unless router logits were
+            recorded.
     """
 
     aux_loss: torch.Tensor | None = None
@@ -58,11 +59,11 @@ class CLIPMoEOutput(CLIPOutput):
 
 @dataclass
 class CLIPMoEImageClassifierOutput(ImageClassifierOutput):
-    """What `CLIPForImageClassification` returns, and the load-balancing loss of the image encoder.
+    """What `CLIPForImageClassification` returns, and the loss of the image encoder's routers.
 
     Args:
-        aux_loss (`torch.Tensor`, *optional*): `router_aux_loss_coef` * image balance, a scalar that is contained in
-            `loss`. None unless router logits were recorded.
+        aux_loss (`torch.Tensor`, *optional*): `router_aux_loss_coef` * balance + `router_z_loss_coef` * z-loss, a
+            scalar that is contained in `loss`. None unless router logits were recorded.
     """
 
     aux_loss: torch.Tensor | None = None
@@ -268,7 +269,7 @@ class CLIPMoEModel(CLIPMoEPreTrainedModel, CLIPModel):
         """As `CLIPModel.forward`.
 
         Args:
-            return_loss: also return the local contrastive loss; in training with the balance loss added.
+            return_loss: also return the local contrastive loss; in training with the routers' loss added.
             output_router_logits: return `router_logits` in `vision_model_output` and `text_model_output`, one
                 [B * T, E] for each mixture, and `aux_loss`. None means: in training when `return_loss`.
         """
@@ -287,9 +288,9 @@ class CLIPMoEModel(CLIPMoEPreTrainedModel, CLIPModel):
         )
         aux_loss = None
         if output_router_logits:
-            image = _balance_loss(self.vision_model, outputs.vision_model_output.router_logits)
-            text = _balance_loss(self.text_model, outputs.text_model_output.router_logits, attention_mask)
-            aux_loss = self.config.router_aux_loss_coef * (image + text.to(image.device) / 2)
+            image = _router_loss(self.config, self.vision_model, outputs.vision_model_output.router_logits)
+            text = _router_loss(self.config, self.text_model, outputs.text_model_output.router_logits, attention_mask)
+            aux_loss = image + text.to(image.device) / 2
         loss = outputs.loss
         if loss is not None and aux_loss is not None:
             loss = loss + aux_loss.to(loss.device)
@@ -351,7 +352,7 @@ class CLIPMoEForImageClassification(CLIPMoEPreTrainedModel, CLIPForImageClassifi
         """As `CLIPForImageClassification.forward`.
 
         Args:
-            labels: class indices [B]; in training the balance loss is added to their loss.
+            labels: class indices [B]; in training the routers' loss is added to theirs.
             output_router_logits: compute `aux_loss`. None means: in training when there are labels.
         """
         if output_router_logits is None:
@@ -362,7 +363,7 @@ class CLIPMoEForImageClassification(CLIPMoEPreTrainedModel, CLIPForImageClassifi
         logits = self.classifier(outputs.last_hidden_state[:, 1:, :].mean(dim=1))  # [B, num_labels]
         loss = aux_loss = None
         if output_router_logits:
-            aux_loss = self.config.router_aux_loss_coef * _balance_loss(self.vision_model, outputs.router_logits)
+            aux_loss = _router_loss(self.config, self.vision_model, outputs.router_logits)
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config)
             loss = loss if aux_loss is None else loss + aux_loss.to(loss.device)
@@ -375,16 +376,13 @@ class CLIPMoEForImageClassification(CLIPMoEPreTrainedModel, CLIPForImageClassifi
         )
 
 
-def _balance_loss(
+def _router_loss(
+    config: CLIPMoEConfig,
     encoder: CLIPMoEVisionModel | CLIPMoETextModel,
     router_logits: tuple[torch.Tensor, ...],
     attention_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Load-balancing loss of one encoder, E * sum_e f_e * P_e over the tokens of all its mixtures.
-
-    f_e is the share of tokens routed to expert e, counted over the k slots, and P_e its mean probability. The least
-    value, k, is that of an even load. Tokens whose `attention_mask` [B, T] is 0 are left out. 0 without any mixture.
-    """
+    """The balance loss and the z-loss of one encoder by their weights in `config`; 0 without any mixture."""
     if not router_logits:
         return torch.zeros(())
     routers = [module for module in encoder.modules() if isinstance(module, CLIPMoERouter)]
@@ -394,8 +392,11 @@ def _balance_loss(
             "The load-balancing loss has no gradient: reentrant gradient checkpointing cuts router logits off. Pass "
             'gradient_checkpointing_kwargs={"use_reentrant": False}.'
         )
-    config: Any = encoder.config
-    loss: Any = load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask)
+    own: Any = encoder.config
+    balance = balance_loss(router_logits, own.num_experts, own.num_experts_per_tok, attention_mask)
+    loss = config.router_aux_loss_coef * balance
+    if config.router_z_loss_coef:
+        loss = loss + config.router_z_loss_coef * router_z_loss(router_logits, attention_mask)
     return loss
 
 

@@ -1,4 +1,4 @@
-"""Train the routers of a CLIP mixture of experts, and record how the experts are used."""
+"""Train a CLIP mixture of experts, its routers alone or more of it, and record how the experts are used."""
 
 import os
 from dataclasses import dataclass, field
@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from ..checkpoints import check_finite, load_model
 from ..data.identity import begin_run, check_same_run, fingerprint_model, read_run
 from ..errors import LearngeneError
+from ..extraction.distillation import DistillationTrainer
 from ..saving import check_writable, write_json
 from ..training.resuming import last_checkpoint, output_of
 from ..training.trainer import ContrastiveTrainer
@@ -34,6 +35,13 @@ class RouterArguments(TrainingArguments):
         default=False,
         metadata={"help": "Also train the experts. Copies of one MLP need it: their gates have no gradient."},
     )
+    train_all: bool = field(
+        default=False,
+        metadata={"help": "Train the whole mixture, as upcycling from copies does: attention and projections too."},
+    )
+    feature_weight: float = field(
+        default=10.0, metadata={"help": "Weight of the imitation of an ancestor, where one is given."}
+    )
     learning_rate: float = 1e-6
     weight_decay: float = 0.01
     warmup_steps: float = 0.1
@@ -50,19 +58,22 @@ class RouterTrainer(ContrastiveTrainer):
 
     Args:
         train_experts: also train the experts.
+        train_all: train everything.
     """
 
-    def __init__(self, model: CLIPMoEModel, *args: Any, train_experts: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, model: CLIPMoEModel, *args: Any, train_experts: bool = False, train_all: bool = False, **kwargs: Any
+    ) -> None:
         trained = (".mlp.router.", ".mlp.experts.") if train_experts else (".mlp.router.",)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(any(part in name for part in trained))
+            parameter.requires_grad_(train_all or any(part in name for part in trained))
         super().__init__(model, *args, **kwargs)
         self._tokens: dict[str, torch.Tensor] = {}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Contrastive loss over all processes plus, in training, this process's balance loss."""
+        """Contrastive loss over all processes plus, in training, the loss of this process's routers."""
         inputs = {**inputs, "output_router_logits": model.training}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
@@ -87,6 +98,10 @@ class RouterTrainer(ContrastiveTrainer):
             self._tokens = {}
             self.state.log_history.append(record)
         super().log(logs, start_time)
+
+
+class ImitatingRouterTrainer(RouterTrainer, DistillationTrainer):
+    """A `RouterTrainer` whose mixture also imitates a frozen CLIP, with the arguments of a `DistillationTrainer`."""
 
 
 def count_routed_tokens(
@@ -122,12 +137,16 @@ def train_router(
     *,
     processor: Any = None,
     data_collator: Any = None,
+    ancestor: str | os.PathLike | PreTrainedModel | None = None,
+    ancestor_processor: Any = None,
     resume_from_checkpoint: str | bool | None = None,
 ) -> CLIPMoEModel:
-    """Train the gates of a mixture, everything else frozen; save the model and the usage of its experts.
+    """Train the gates of a mixture, or what `args` says; save the model and the usage of its experts.
 
     The loss is the contrastive one over all processes plus `router_aux_loss_coef` times
-    (image balance + text balance / 2), the balance of each process by itself.
+    (image balance + text balance / 2) plus `router_z_loss_coef` times the same of the z-losses, those of each process
+    by itself. With an ancestor, `feature_weight` times the distance to its embeddings is added: contrast alone leads
+    experts that are trained away from what their base had of it.
     The folder of `args` gets the model, the processor, `expert_usage.json` and `expert_usage.png`.
 
     Args:
@@ -136,6 +155,9 @@ def train_router(
         args: hyperparameters, and the folder that all goes to.
         processor: a `CLIPProcessor`, saved beside the model; None if there is a `data_collator`.
         data_collator: None makes an `ImageTextCollator` around the processor.
+        ancestor: a frozen CLIP to imitate, a Hub id, a folder or a model: a larger one whose embeddings are as large,
+            or the dense base itself. See `mmlg_hf.DistillationTrainer`.
+        ancestor_processor: None takes the one stored with the ancestor.
         resume_from_checkpoint: as in `Trainer.train`; the checkpoint's run must have been begun with the same model,
             data and hyperparameters.
 
@@ -144,31 +166,27 @@ def train_router(
 
     Raises:
         LearngeneError: if the model is no CLIP mixture of experts or is damaged, neither a processor nor a collator is
-            given, or the checkpoint is of another run (naming the first setting that differs).
+            given, the ancestor is none that can be imitated, or the checkpoint is of another run (naming the first
+            setting that differs).
     """
     output = output_of(args)
     check_writable(output)
-    if isinstance(model, (str, os.PathLike)):
-        found = model_type_of(model)
-        if found != "clip_moe":
-            raise LearngeneError(f"{os.fspath(model)!r} is of type {found!r}, not a mixture: make one with `upcycle`")
-        model = load_model(CLIPMoEModel, model, "the mixture", dtype=torch.float32)
-    if not isinstance(model, CLIPMoEModel):
-        raise LearngeneError(f"a {type(model).__name__} has no routers to train: make a mixture with `upcycle`")
-    check_finite(model, "the mixture")
+    model = _load_mixture(model)
     check_rows(dataset)
     if not has_length(dataset) and args.max_steps < 1:
         raise LearngeneError("the dataset is a stream, whose end is not known: give max_steps")
-    trainer = RouterTrainer(
-        model,
-        args,
-        data_collator,
-        dataset,
-        processing_class=processor,
-        train_experts=args.train_experts,
-    )
+    given: dict[str, Any] = {"train_experts": args.train_experts, "train_all": args.train_all}
+    trainer_class: type[RouterTrainer] = RouterTrainer
+    if ancestor is not None:
+        trainer_class = ImitatingRouterTrainer
+        given |= {
+            "ancestor": ancestor,
+            "ancestor_processor": ancestor_processor,
+            "feature_weight": args.feature_weight,
+        }
+    trainer = trainer_class(model, args, data_collator, dataset, processing_class=processor, **given)
     checkpoint = _checkpoint(args, resume_from_checkpoint)
-    settings = _settings(model, dataset, args, trainer.data_collator)
+    settings = _settings(model, dataset, args, trainer)
     if checkpoint is not None:
         check_same_run(read_run(checkpoint.parent / RECORD), settings, checkpoint.parent)
     begin_run(output / RECORD, settings, goes_on=last_checkpoint(output) is not None)
@@ -179,6 +197,18 @@ def train_router(
         write_json(output / "expert_usage.json", history, indent=None)
         plot_expert_usage(history, output / "expert_usage.png")
     return model.requires_grad_(True).eval()
+
+
+def _load_mixture(model: str | os.PathLike | CLIPMoEModel) -> CLIPMoEModel:
+    if isinstance(model, (str, os.PathLike)):
+        found = model_type_of(model)
+        if found != "clip_moe":
+            raise LearngeneError(f"{os.fspath(model)!r} is of type {found!r}, not a mixture: make one with `upcycle`")
+        model = load_model(CLIPMoEModel, model, "the mixture", dtype=torch.float32)
+    if not isinstance(model, CLIPMoEModel):
+        raise LearngeneError(f"a {type(model).__name__} has no routers to train: make a mixture with `upcycle`")
+    check_finite(model, "the mixture")
+    return model
 
 
 def _checkpoint(args: RouterArguments, wanted: str | bool | None) -> Path | None:
@@ -194,13 +224,16 @@ def _checkpoint(args: RouterArguments, wanted: str | bool | None) -> Path | None
     return Path(found)
 
 
-def _settings(model: CLIPMoEModel, dataset: Any, args: RouterArguments, data_collator: Any) -> dict[str, Any]:
+def _settings(model: CLIPMoEModel, dataset: Any, args: RouterArguments, trainer: RouterTrainer) -> dict[str, Any]:
     """Everything that makes a run what it is."""
-    names = ("train_experts", "learning_rate", "weight_decay", "warmup_steps", "num_train_epochs", "max_steps", "seed")
+    names = ("train_experts", "train_all", "learning_rate", "weight_decay", "warmup_steps", "num_train_epochs")
+    ancestor = getattr(trainer, "ancestor", None)
     return {
-        **{name: getattr(args, name) for name in names},
+        **{name: getattr(args, name) for name in (*names, "max_steps", "seed")},
         "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
         "batch_size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
         "model": fingerprint_model(model),
-        **describe_rows(dataset, data_collator),
+        "ancestor": None if ancestor is None else fingerprint_model(ancestor),
+        "feature_weight": None if ancestor is None else args.feature_weight,
+        **describe_rows(dataset, trainer.data_collator),
     }

@@ -75,6 +75,7 @@ def moe_config(
     vision_layers: Sequence[int] | None = None,
     text_layers: Sequence[int] | None = None,
     router_aux_loss_coef: float = 0.01,
+    router_z_loss_coef: float = 0.0,
 ) -> CLIPMoEConfig:
     """Return the configuration of the mixture of `num_experts` copies of a dense CLIP's MLPs; see `upcycle`."""
     parts: dict[str, Any] = {}
@@ -87,7 +88,8 @@ def moe_config(
         for key, value in base.to_dict().items()
         if key not in ("vision_config", "text_config", "model_type", "architectures")
     }
-    return CLIPMoEConfig(**rest, **parts, router_aux_loss_coef=router_aux_loss_coef)
+    losses: dict[str, Any] = {"router_aux_loss_coef": router_aux_loss_coef, "router_z_loss_coef": router_z_loss_coef}
+    return CLIPMoEConfig(**rest, **parts, **losses)
 
 
 def upcycle(
@@ -98,6 +100,7 @@ def upcycle(
     vision_layers: Sequence[int] | None = None,
     text_layers: Sequence[int] | None = None,
     router_aux_loss_coef: float = 0.01,
+    router_z_loss_coef: float = 0.0,
     seed: int = 0,
 ) -> CLIPMoEModel:
     """Assemble a mixture from a base CLIP and fine-tunes of it that differ from it in the MLPs alone.
@@ -114,6 +117,7 @@ def upcycle(
         vision_layers: image layers that become mixtures, from 0; None takes all, () none.
         text_layers: text layers likewise.
         router_aux_loss_coef: weight of the load-balancing loss, kept in the config.
+        router_z_loss_coef: weight of the router z-loss, likewise.
         seed: seeds the routers; the global random state is left as it was.
 
     Returns:
@@ -145,6 +149,7 @@ def upcycle(
         vision_layers=vision_layers,
         text_layers=text_layers,
         router_aux_loss_coef=router_aux_loss_coef,
+        router_z_loss_coef=router_z_loss_coef,
     )
     # The CPU's generator alone is seeded and put back: torch.manual_seed would seed the accelerator's too.
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):

@@ -1,5 +1,7 @@
 """`mmlg moe diversify | upcycle | train-router` on pico data, and its errors."""
 
+import json
+
 import pytest
 import torch
 from pico import pico_clip, pico_pairs, pico_processor
@@ -65,6 +67,21 @@ def test_experts_can_be_named_one_by_one(folder):
     assert CLIPMoEModel.from_pretrained(folder / "mixture").config.num_experts == 2
 
 
+def test_a_mixture_is_made_of_clusters_and_trained_beside_its_base(folder):
+    base, pairs, mixture = folder / "base", folder / "pairs", folder / "mixture"
+    made = ["--clusters-of", pairs, "--num-experts", 3, "--expert-rank", 8, "--router-z-loss", 0.01, "--limit", 20]
+    done = mmlg_moe("upcycle", base, *made, "--output", mixture)
+    assert done.exit_code == 0, done.output
+    assert "3 experts, 2 for each token" in done.output
+    found = CLIPMoEModel.from_pretrained(mixture)
+    assert (found.config.num_experts, found.config.router_z_loss_coef) == (3, 0.01)
+    assert torch.linalg.matrix_rank(found.vision_model.encoder.layers[0].mlp.experts.up_proj[0]) == 8
+    training = ["--data", pairs, "--batch-size", 8, "--max-steps", 2, "--train-all", "--ancestor", base]
+    done = mmlg_moe("train-router", mixture, *training, "--feature-weight", 3, "--output", folder / "clip-moe")
+    assert done.exit_code == 0, done.output
+    assert json.loads((folder / "clip-moe" / "router.json").read_text())["feature_weight"] == 3.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -73,6 +90,14 @@ def test_experts_can_be_named_one_by_one(folder):
         (
             ["upcycle", "{}/base", "--expert", "{}/base", "--num-experts-per-tok", "5", "--output", "{}/out"],
             "--num-experts-per-tok is 5",
+        ),
+        (
+            ["upcycle", "{}/base", "--expert", "{}/base", "--clusters-of", "{}/pairs", "--output", "{}/out"],
+            "--clusters-of were both given",
+        ),
+        (
+            ["upcycle", "{}/base", "--expert", "{}/base", "--expert-rank", "4", "--output", "{}/out"],
+            "--expert-rank goes with --clusters-of",
         ),
         (["diversify", "{}/bare", "--data", "{}/pairs", "--output", "{}/out"], "no processor"),
         (["diversify", "{}/base", "--data", "{}/nowhere", "--output", "{}/out"], "cannot load the dataset"),

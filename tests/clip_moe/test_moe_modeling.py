@@ -1,5 +1,7 @@
 """CLIPMoEConfig and the CLIP-MoE classes: routing, balance loss, drop-in outputs, loading."""
 
+import json
+import math
 import subprocess
 import sys
 
@@ -20,6 +22,7 @@ from mmlg_hf.clip_moe import (
     CLIPMoEVisionModel,
     CLIPMoEVisionModelWithProjection,
 )
+from mmlg_hf.clip_moe.router_losses import router_z_loss
 
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
 
@@ -145,6 +148,31 @@ def test_equal_gates_give_the_least_balance_loss_k(mixture, inputs):
     outputs = mixture(**inputs, output_router_logits=True)
     # Uniform probabilities make the loss E * sum_e f_e / E = k whatever the top-k picks.
     torch.testing.assert_close(outputs.aux_loss, torch.tensor(0.01 * (2 + 2 / 2)))
+
+
+@torch.no_grad()
+def test_the_z_loss_of_equal_logits_is_that_of_their_logsumexp_and_padding_has_none(mixture, inputs):
+    constant = torch.full((6, 4), 0.5)  # [B * T, E], B 2, T 3
+    torch.testing.assert_close(router_z_loss((constant, constant)), torch.tensor((math.log(4) + 0.5) ** 2))
+    torch.testing.assert_close(router_z_loss((0 * constant,)), torch.tensor(math.log(4) ** 2))
+    padded, mask = constant.clone(), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    padded[mask.reshape(-1) == 0] = 100.0
+    expected = ((math.log(4) + 0.5) ** 2 + math.log(4) ** 2) / 2
+    torch.testing.assert_close(router_z_loss((padded, 0 * padded), mask), torch.tensor(expected))
+    plain = mixture(**inputs, output_router_logits=True)
+    mixture.config.router_z_loss_coef = 0.1
+    outputs = mixture(**inputs, output_router_logits=True)
+    image = router_z_loss(outputs.vision_model_output.router_logits)
+    text = router_z_loss(outputs.text_model_output.router_logits, inputs["attention_mask"])
+    torch.testing.assert_close(outputs.aux_loss, plain.aux_loss + 0.1 * (image + text / 2))
+
+
+def test_a_config_saved_before_the_z_loss_loads_without_one(tmp_path, mixture):
+    mixture.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("router_z_loss_coef") == 0.0
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert CLIPMoEModel.from_pretrained(tmp_path).config.router_z_loss_coef == 0.0
 
 
 def test_aux_loss_is_in_the_loss_while_training_and_absent_in_evaluation(mixture, inputs):
@@ -296,5 +324,6 @@ def test_routing_is_the_same_in_both_encoders_and_set_for_both(tmp_path):
     assert CLIPMoEConfig.from_pretrained(tmp_path, num_experts_per_tok=2).text_config.num_experts_per_tok == 2
     with pytest.raises(StrictDataclassError, match="differs from text_config"):
         CLIPMoEConfig(vision_config={"num_experts": 3}, text_config={"num_experts": 4})
-    with pytest.raises(StrictDataclassError, match="router_aux_loss_coef"):
-        CLIPMoEConfig(router_aux_loss_coef=-0.1)
+    for name in ("router_aux_loss_coef", "router_z_loss_coef"):
+        with pytest.raises(StrictDataclassError, match=f"{name} is -0.1"):
+            CLIPMoEConfig(**{name: -0.1})

@@ -1,5 +1,6 @@
 """train_router(): what trains, the loss, the record of expert usage."""
 
+import copy
 import json
 
 import pytest
@@ -7,7 +8,13 @@ import torch
 from pico import pico_clip, pico_pairs, pico_processor
 
 from mmlg_hf.clip_moe import CLIPMoEModel, train_router, upcycle
-from mmlg_hf.clip_moe.router_training import RouterArguments, RouterTrainer, count_routed_tokens, usage_history
+from mmlg_hf.clip_moe.router_training import (
+    ImitatingRouterTrainer,
+    RouterArguments,
+    RouterTrainer,
+    count_routed_tokens,
+    usage_history,
+)
 from mmlg_hf.errors import LearngeneError
 from mmlg_hf.training import ImageTextCollator
 from mmlg_hf.training.losses import contrastive_loss
@@ -91,10 +98,60 @@ def test_usage_is_logged_plotted_and_kept_for_every_layer(mixture, tmp_path):
     assert (tmp_path / "tokenizer.json").exists()
 
 
+def test_the_whole_mixture_trains_where_asked(mixture, tmp_path):
+    before = {name: tensor.clone() for name, tensor in mixture.state_dict().items()}
+    trained = train_router(mixture, pico_pairs(32), arguments(tmp_path, train_all=True), processor=pico_processor())
+    changed = changed_names(trained, before)
+    assert {
+        "logit_scale",
+        "text_projection.weight",
+        "vision_model.encoder.layers.0.self_attn.q_proj.weight",
+    } <= changed
+
+
+def embeds_of(model, batch):
+    with torch.no_grad():
+        outputs = model.eval()(**batch)
+    return outputs.image_embeds, outputs.text_embeds
+
+
+def test_imitation_leads_experts_to_the_ancestor_and_its_loss_is_contrast_and_distance(base, tmp_path):
+    pairs, processor, ancestor = pico_pairs(32), pico_processor(), pico_clip(seed=5)
+    batch = ImageTextCollator(processor)(list(pairs.select(range(8))))
+    targets = embeds_of(ancestor, batch)
+
+    def distance(model):
+        return sum(
+            (own - theirs).square().sum(-1).mean() / 2
+            for own, theirs in zip(embeds_of(model, batch), targets, strict=True)
+        )
+
+    mixture = upcycle(base, [base] * 2, router_aux_loss_coef=0.0)
+    given = {"train_dataset": pairs, "processing_class": processor, "ancestor": ancestor}
+    losses = {
+        weight: ImitatingRouterTrainer(mixture, arguments(tmp_path), feature_weight=weight, **given).compute_loss(
+            mixture.eval(), dict(batch)
+        )
+        for weight in (0.0, 30.0)
+    }
+    torch.testing.assert_close(losses[30.0] - losses[0.0], 30 * distance(mixture), atol=1e-4, rtol=1e-4)
+    before, weights = distance(mixture), {name: value.clone() for name, value in ancestor.state_dict().items()}
+    after = {}
+    for weight in (0.0, 1000.0):
+        args = arguments(tmp_path, train_experts=True, feature_weight=weight, max_steps=8)
+        imitated = {"ancestor": ancestor, "ancestor_processor": processor}
+        after[weight] = distance(train_router(copy.deepcopy(mixture), pairs, args, processor=processor, **imitated))
+    assert after[1000.0] < 0.8 * before
+    assert after[1000.0] < 0.8 * after[0.0]
+    assert not changed_names(ancestor, weights)
+    record = json.loads((tmp_path / "router.json").read_text())
+    assert record["feature_weight"] == 1000.0
+    assert len(record["ancestor"]) == 32
+    assert (tmp_path / "expert_usage.json").exists()
+
+
 @pytest.mark.slow
 def test_resumed_training_ends_like_uninterrupted_training_and_keeps_the_record(mixture, tmp_path):
-    import copy
-
     pairs, processor = pico_pairs(32), pico_processor()
     saving = {"save_strategy": "steps", "save_steps": 2}
     whole = train_router(copy.deepcopy(mixture), pairs, arguments(tmp_path / "whole", **saving), processor=processor)
