@@ -6,7 +6,10 @@ from pico import pico_clip, pico_pairs, pico_processor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, TrainingArguments
 
 from mmlg_hf import ContrastiveTrainer, DistillationTrainer
+from mmlg_hf.data import process_pairs
 from mmlg_hf.errors import LearngeneError
+from mmlg_hf.extraction.outputs import cache_ancestor_outputs
+from mmlg_hf.extraction.trainer import AncestorCollator
 from mmlg_hf.extraction.vocabulary import trim_embedding, trim_tokenizer
 from mmlg_hf.training import ImageTextCollator, contrastive_loss, with_muon
 
@@ -49,6 +52,19 @@ def test_the_loss_is_the_contrastive_one_and_the_squared_distances_by_their_weig
         loss = trainer_of(model, ancestor, **named).compute_loss(model, dict(batch))
         expected = weights[0] * contrast + weights[1] * sum(distances) / 2
         torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_ancestor_is_not_asked_again_about_rows_that_carry_what_it_said(trainer_of, tmp_path, monkeypatch):
+    pairs, collator = process_pairs(pico_pairs(8), PROCESSOR), AncestorCollator(ImageTextCollator(PROCESSOR))
+    kept = cache_ancestor_outputs(pico_clip(seed=2), pairs, collator, PROCESSOR, tmp_path / "kept")
+    trained = []
+    for rows, with_outputs in ((pairs, {}), (kept, {"data_collator": collator})):
+        model = pico_clip(seed=1)
+        trainer_of(model, pico_clip(seed=2), train_dataset=rows, **with_outputs).train()
+        trained.append(model.state_dict())
+        monkeypatch.setattr("mmlg_hf.extraction.distillation.ancestor_outputs", None)
+    for name, weight in trained[0].items():
+        torch.testing.assert_close(weight, trained[1][name], msg=name)
 
 
 def test_without_imitation_it_trains_as_the_contrastive_trainer(trainer_of):

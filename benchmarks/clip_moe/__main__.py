@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPModel, CLIPProcessor, TrainingArguments, set_seed
 
@@ -35,6 +36,9 @@ from mmlg_hf.clip_moe.router_training import RouterArguments
 from mmlg_hf.data import load_image_text
 from mmlg_hf.evaluation import evaluate_zero_shot
 from mmlg_hf.extraction import DistillationTrainer
+from mmlg_hf.extraction.ancestors import load_ancestor
+from mmlg_hf.extraction.outputs import cache_ancestor_outputs
+from mmlg_hf.extraction.trainer import AncestorCollator
 from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator
 
 SETTINGS = read_settings(__file__)
@@ -66,6 +70,7 @@ class Study:
         self.train_pairs = processed(train, self.processor)
         self.collator = ImageTextCollator(self.processor, pad_to_multiple_of=8)
         self.flops = self._flops()
+        self._outputs: Any = None
 
     def _grow_base(self) -> Path:
         options, folder = self.options, self.work / "base"
@@ -114,8 +119,23 @@ class Study:
 
     def pairs(self, seed: int, share: float = 1.0) -> Any:
         """The training pairs of one seed, in an order of its own."""
-        chosen = np.random.default_rng(seed).permutation(len(self.train_pairs))
-        return self.train_pairs.select(chosen[: max(int(share * self.options.pairs), 2)])
+        return self.train_pairs.select(self.chosen(seed, share))
+
+    def chosen(self, seed: int, share: float) -> Any:
+        """Their numbers."""
+        order = np.random.default_rng(seed).permutation(len(self.train_pairs))
+        return order[: max(int(share * self.options.pairs), 2)]
+
+    def with_outputs(self, seed: int, share: float = 1.0) -> tuple[Any, Any]:
+        """The pairs with what the ancestor says of them, which is computed once for all runs, and their collator."""
+        collator = AncestorCollator(self.collator)
+        if self._outputs is None:
+            ancestor = load_ancestor(self.options.ancestor)
+            if len(self.processor.tokenizer) != ancestor.config.text_config.vocab_size:
+                raise SystemExit(f"{self.options.ancestor} has another vocabulary than the base")
+            kept = (self.train_pairs, collator, self.processor, self.work / "ancestor")
+            self._outputs = cache_ancestor_outputs(ancestor, *kept)
+        return Subset(self._outputs, self.chosen(seed, share).tolist()), collator
 
     def common(self, folder: Path, seed: int, rate: float, steps: int = -1) -> dict[str, Any]:
         """Training arguments that all arms share; -1 steps leaves the length to the epochs."""
@@ -167,6 +187,7 @@ def train_control(
     "clusters" and "dense" beside the ancestor.
     """
     pairs, dense = study.pairs(seed, share), arm.startswith("dense")
+    rows, collator = study.with_outputs(seed, share) if arm in IMITATING else (pairs, study.collator)
     weight = {"feature_weight": REMEDIES["feature_weight"]} if arm in IMITATING else {}
     ancestor = {"ancestor": study.options.ancestor} if arm in IMITATING else {}
     flops -= CLUSTERED * study.flops["dense"] if arm in FROM_CLUSTERS else 0.0
@@ -176,12 +197,12 @@ def train_control(
     if dense:
         model = copy.deepcopy(study.base)
         trainer = DistillationTrainer if ancestor else ContrastiveTrainer
-        trainer(model, TrainingArguments(**arguments), study.collator, pairs, **ancestor, **weight).train()
+        trainer(model, TrainingArguments(**arguments), collator, rows, **ancestor, **weight).train()
         return model.eval(), steps
     from_clusters = arm in FROM_CLUSTERS
     mixture = study.clustered(pairs, seed) if from_clusters else study.mixture(seed=seed)
     args = RouterArguments(train_experts=True, train_all=from_clusters, **weight, **arguments)
-    return moe.train_router(mixture, pairs, args, data_collator=study.collator, **ancestor), steps
+    return moe.train_router(mixture, rows, args, data_collator=collator, **ancestor), steps
 
 
 def run_base(study: Study, seed: int) -> dict[str, Any]:

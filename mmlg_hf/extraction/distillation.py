@@ -26,7 +26,9 @@ class DistillationTrainer(ContrastiveTrainer):
     else is as `ContrastiveTrainer` has it; `eval_loss` is of the same sum.
 
     The ancestor is given the pictures and texts of each batch, without gradients. A descendant of a trimmed
-    vocabulary may have its whole ancestor: token ids are translated by what the tokens are called.
+    vocabulary may have its whole ancestor: token ids are translated by what the tokens are called. It is not asked
+    about rows that carry what it said of them, as `extraction.outputs.cache_ancestor_outputs` and
+    `extraction.trainer.AncestorCollator` make them: `ancestor_image_embeds` and `ancestor_text_embeds`, unit [B, D].
 
     Args:
         ancestor: a Hub id, a folder or a model, as `extract_learngene` takes it, with embeddings as large as the
@@ -74,10 +76,13 @@ class DistillationTrainer(ContrastiveTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Add the distance to the ancestor's embeddings to the contrastive loss."""
+        kept = {name: inputs[name] for name in EMBEDDING_COLUMNS if name in inputs}
+        inputs = {name: value for name, value in inputs.items() if name not in kept}
         contrast, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         parts = {"contrastive": (self.contrastive_weight, contrast)}
         if self.feature_weight:
-            targets = ancestor_outputs(self.ancestor, self._translated(inputs))
+            whole = len(kept) == len(EMBEDDING_COLUMNS)
+            targets = kept if whole else ancestor_outputs(self.ancestor, self._translated(inputs))
             own = (outputs.image_embeds, outputs.text_embeds)
             distances = [
                 feature_distillation_loss(rows, targets[name])
