@@ -47,6 +47,7 @@ class Arms(Runs):
     def __init__(self, folder: Path) -> None:
         super().__init__(read(folder / "clip_moe.json"))
         self.arms = {arm: title for arm, title in ARMS.items() if self.all(arm)}
+        self.controls = [arm for arm in CONTROLS if arm in self.arms]
         measured = self.all("base")[0]["figures"]
         self.figures = {name: title for name, title in FIGURES.items() if name in measured}
         self.throughput, storage = self.all("throughput")[0], self.all("storage")
@@ -80,7 +81,7 @@ class Arms(Runs):
 
 def targets(folder: Path) -> list[dict[str, Any]]:
     runs, rows = Arms(folder), []
-    for arm in CONTROLS:
+    for arm in runs.controls:
         for name in ("mean_R@1", "top1"):
             gain = runs.gain("moe", arm, name)
             rows.append(target(f"CLIP-MoE ahead of {ARMS[arm]}: {FIGURES[name]}", gain, gain.mean() > 0))
@@ -103,7 +104,7 @@ def remedy_targets(runs: Arms, best: str) -> list[dict[str, Any]]:
 
 def page(folder: Path) -> str:
     runs = Arms(folder)
-    told = {"controls": CONTROLS, "remedies": REMEDIES, "mixtures": MIXTURES, "titles": ARMS}
+    told = {"controls": runs.controls, "remedies": REMEDIES, "mixtures": MIXTURES, "titles": ARMS}
     return fill(Path(__file__).parent, runs=runs, results=runs.results, settings=runs.settings, **told)
 
 
