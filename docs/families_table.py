@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from mmlg_hf.extraction.ancestors import gene_config
+from mmlg_hf import ExtractionArguments
+from mmlg_hf.extraction.extracting import config_of_gene
 from mmlg_hf.extraction.vit import stock_vit
 from mmlg_hf.families import FAMILIES
 from mmlg_hf.inspection import learngene_parameters
@@ -50,6 +51,7 @@ def dinov2(width: int, heads: int) -> dict[str, Any]:
     return sizes | {"image_size": 518, "patch_size": 14}
 
 
+DEFAULTS = ExtractionArguments("gene")  # a name alone: nothing is written
 XLM_V = 901_629  # tokens
 DINOV2_PIXELS = 224  # a side of the pictures that its processor makes, at which its gene has its positions
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -90,12 +92,10 @@ def build(name: str) -> tuple[Any, Any]:
         with torch.device("meta"):
             dinov2_model = Dinov2Model(Dinov2Config(**fields))
             vit = stock_vit(dinov2_model, DINOV2_PIXELS)
-        return dinov2_model, gene_config(vit, num_multimodal_blocks=0, num_unimodal_blocks=2, mixing="linear")
+        return dinov2_model, config_of_gene(vit, DEFAULTS)
     with torch.device("meta"):
         ancestor = FAMILIES[family].whole_class(FAMILIES[family].config_class(**fields))
-    rank = ancestor.config.text_config.hidden_size // 4
-    blocks: dict[str, Any] = {"num_multimodal_blocks": 1, "num_unimodal_blocks": 1, "mixing": "shared-slope"}
-    return ancestor, gene_config(ancestor, token_embedding_rank=rank, **blocks)
+    return ancestor, config_of_gene(ancestor, DEFAULTS)
 
 
 def half(config: Any) -> Any:

@@ -104,7 +104,7 @@ def extract_learngene(
     _check_processor(processor, model, args)
     if args.max_text_length is not None:
         processor = _shorten(model, processor, args.max_text_length)
-    _gene_config(model, args)  # refuses what no gene can be, before the data are read
+    config_of_gene(model, args)  # refuses what no gene can be, before the data are read
     data, evaluation = _load(dataset, eval_dataset, args)
     columns = None if not reads_texts(model) else find_columns(data, args.image_column, args.text_column)
     run = describe_run(args, fingerprint, data, columns, processor)
@@ -261,7 +261,12 @@ def _with_tokenizer(processor: Any, tokenizer: Any) -> Any:
     return type(processor)(image_processor=processor.image_processor, tokenizer=tokenizer)
 
 
-def _gene_config(ancestor: Any, args: ExtractionArguments) -> LearngeneConfig:
+def config_of_gene(ancestor: Any, args: ExtractionArguments) -> LearngeneConfig:
+    """The config of the gene that these arguments extract: `gene_config` with what None means filled in.
+
+    Raises:
+        LearngeneError: for blocks, a mixing or a size that no gene of this ancestor can have.
+    """
     unimodal, multimodal = (1, 1) if reads_texts(ancestor) else (2, 0)
     multimodal = multimodal if args.num_multimodal_blocks is None else args.num_multimodal_blocks
     unimodal = unimodal if args.num_unimodal_blocks is None else args.num_unimodal_blocks
@@ -315,7 +320,7 @@ def _make_gene(
         rotated, turned = rotate_channels(ancestor.to(args.device), _Batches(rows, collator))
         ancestor.cpu()
         ancestor = rotated.cpu()
-    config = _gene_config(ancestor, args)
+    config = config_of_gene(ancestor, args)
     # True says what older genes say: both are turned.
     config.scale_norms = len(turned) == 2 or sorted(turned) or False
     gene: Any = class_of_gene(config)(config)
