@@ -21,8 +21,8 @@ STYLE = """
 .mmlg-size {border-top: 3px solid var(--mmlg) !important; --slider-color: var(--mmlg)}
 .mmlg-size .styler {background: var(--block-background-fill) !important}
 #mmlg-picture img {object-fit: contain}
-.mmlg-facts {display: grid; grid-template-columns: repeat(4, 1fr); gap: 2px 10px; padding: 2px 4px}
-.mmlg-facts b {display: block; font-size: 1.22rem; color: var(--mmlg); font-variant-numeric: tabular-nums; white-space: nowrap}
+.mmlg-facts {display: grid; grid-template-columns: repeat(auto-fit, minmax(clamp(5.4rem, (23.5rem - 100%) * 999, 45%), 1fr)); gap: 2px 8px; padding: 2px 4px}
+.mmlg-facts b {display: block; font-size: 1.05rem; color: var(--mmlg); font-variant-numeric: tabular-nums; white-space: nowrap}
 .mmlg-facts span {font-size: .8rem; color: var(--body-text-color-subdued); line-height: 1.2; display: block}
 .mmlg-note {grid-column: 1 / -1; font-size: .78rem; color: var(--body-text-color-subdued); margin-top: 4px}
 .mmlg-legend {display: flex; gap: 18px; font-size: .85rem; margin: 0 0 10px; flex-wrap: wrap}
@@ -43,7 +43,6 @@ STYLE = """
 .mmlg-hint {color: var(--body-text-color-subdued); margin: 0}
 footer {display: none !important}
 @media (max-width: 640px) {
-  .mmlg-facts {grid-template-columns: repeat(2, 1fr)}
   .mmlg-found {gap: 10px} .mmlg-found ol {grid-template-columns: 1fr 1fr; gap: 6px}
 }
 """  # noqa: E501

@@ -37,6 +37,15 @@ DROP = """
         zone.dispatchEvent(new DragEvent(kind, {dataTransfer: dropped, bubbles: true, cancelable: true}));
 }
 """
+# Costs that reach beyond their card when each is as long as costs get.
+BEYOND_THEIR_CARD = """
+() => [...document.querySelectorAll(".mmlg-facts b")].filter((cost) => {
+    cost.textContent = "200.2 MB";
+    const text = document.createRange();
+    text.selectNodeContents(cost);
+    return text.getBoundingClientRect().right > cost.closest(".mmlg-facts").getBoundingClientRect().right;
+}).length
+"""
 # What can be seen or used and reaches beyond the sides of the window.
 OUTSIDE = """
 () => [...document.querySelectorAll("input, textarea, button, .mmlg-bar, .mmlg-facts b")].filter((part) => {
@@ -233,3 +242,8 @@ def test_it_is_used_on_a_phone(open_page, expected, tmp_path):
     page.locator("#mmlg-found img >> nth=7").wait_for()
     assert page.evaluate(fits)
     assert page.evaluate(OUTSIDE) == []
+
+
+@pytest.mark.parametrize("width", [820, 1280])
+def test_long_costs_stay_within_their_cards(open_page, width):
+    assert open_page(width, 900).evaluate(BEYOND_THEIR_CARD) == 0
