@@ -19,9 +19,10 @@ STYLE = """
 .mmlg-a {--mmlg: #0f766e; --mmlg-soft: #0f766e1f} .mmlg-b {--mmlg: #c2410c; --mmlg-soft: #c2410c1f}
 .dark .mmlg-a {--mmlg: #2dd4bf; --mmlg-soft: #2dd4bf24} .dark .mmlg-b {--mmlg: #fb923c; --mmlg-soft: #fb923c24}
 .mmlg-size {border-top: 3px solid var(--mmlg) !important; --slider-color: var(--mmlg)}
+.mmlg-size input[type=range] {min-width: 0; width: 100%; flex: 1 1 0}
 .mmlg-size .styler {background: var(--block-background-fill) !important}
 #mmlg-picture img {object-fit: contain}
-.mmlg-facts {display: grid; grid-template-columns: repeat(auto-fit, minmax(clamp(5.4rem, (23.5rem - 100%) * 999, 45%), 1fr)); gap: 2px 8px; padding: 2px 4px}
+.mmlg-facts {display: grid; grid-template-columns: repeat(auto-fit, minmax(clamp(5.4rem, (23.5rem - 100%) * 999, 45%), 1fr)); gap: 8px; padding: 2px 4px}
 .mmlg-facts b {display: block; font-size: 1.05rem; color: var(--mmlg); font-variant-numeric: tabular-nums; white-space: nowrap}
 .mmlg-facts span {font-size: .8rem; color: var(--body-text-color-subdued); line-height: 1.2; display: block}
 .mmlg-note {grid-column: 1 / -1; font-size: .78rem; color: var(--body-text-color-subdued); margin-top: 4px}
