@@ -26,7 +26,7 @@ STYLES = {
 }
 # Lines of their own: the controls of 2026, dashed.
 DASHED = {FRONT: "#5d6d7e", CLIP_MAP: "#0b5345", STUDENTS: "#4a235a"}
-OTHERS = ("#1f77b4", "#17a589", "#27ae60", "#8e44ad", "#7f6a4f", "#5dade2", "#d98cb3", "#a2b627", "#f0b90b")
+OTHERS = ("#1f77b4", "#17a589", "#27ae60", "#8e44ad", "#7f6a4f", "#5dade2", "#d98cb3", "#a2b627", "#f0b90b", "#34495e")
 RECALL = "image_to_text_R@10"
 
 
