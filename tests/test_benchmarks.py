@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from pico import pico_clip
+from pico_starts import inputs, pico_sources, weight
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as benchmarks
@@ -18,33 +19,14 @@ from benchmarks.common.results import Results, Runs, compact, read, write
 from benchmarks.common.targets import target
 from benchmarks.family.arrays import Family
 from benchmarks.family.cost import muon_gflops
-from benchmarks.family.starts import STARTS, Sources, StageWiseModel, turned_ancestor
+from benchmarks.family.starts import STARTS, StageWiseModel
 from mmlg_hf import LearngeneModel
 from mmlg_hf.extraction.ancestors import gene_config
 
 
-def inputs(rows=8):
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "pixel_values": torch.randn(rows, 3, 16, 16, generator=generator),
-        "input_ids": torch.randint(0, 300, (rows, 6), generator=generator),
-        "attention_mask": torch.ones(rows, 6, dtype=torch.long),
-    }
-
-
 @pytest.fixture(scope="module")
 def sources():
-    ancestor = pico_clip(vision_depth=4, text_depth=4, vision_width=32, text_width=16, seed=3).eval()
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in ancestor.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        ancestor.vision_model.pre_layrnorm.weight.fill_(1.0)
-    return Sources(ancestor, turned_ancestor(ancestor, [inputs()]))
-
-
-def weight(model, layer, name="mlp.fc1.weight"):
-    return model.get_parameter(f"vision_model.encoder.layers.{layer}.{name}")
+    return pico_sources()
 
 
 def test_weight_selection_takes_the_first_layers_and_evenly_spaced_indices(sources):

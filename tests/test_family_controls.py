@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from pico import pico_clip, pico_processor
+from pico_starts import inputs, pico_sources, weight
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPModel
 
@@ -14,33 +15,15 @@ from benchmarks.family.cost import extraction_gflops, forward_gflops, muon_gflop
 from benchmarks.family.front import by_low_frequencies, cosines, resize
 from benchmarks.family.mapping import MappedCLIP
 from benchmarks.family.settings import SETTINGS
-from benchmarks.family.starts import CLIP_MAP, STARTS, STUDENTS, Sources, turned_ancestor
+from benchmarks.family.starts import CLIP_MAP, STARTS, STUDENTS, Sources
 from mmlg_hf.extraction.ancestors import gene_config
 from mmlg_hf.training import ImageTextCollator
 from mmlg_hf.training.optimizers import is_layer_matrix
 
 
-def inputs(rows=8):
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "pixel_values": torch.randn(rows, 3, 16, 16, generator=generator),
-        "input_ids": torch.randint(0, 300, (rows, 6), generator=generator),
-        "attention_mask": torch.ones(rows, 6, dtype=torch.long),
-    }
-
-
 @pytest.fixture(scope="module")
 def sources():
-    ancestor = pico_clip(vision_depth=4, text_depth=4, vision_width=32, text_width=16, seed=3).eval()
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in ancestor.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return Sources(ancestor, turned_ancestor(ancestor, [inputs()]))
-
-
-def weight(model, layer, name="mlp.fc1.weight"):
-    return model.get_parameter(f"vision_model.encoder.layers.{layer}.{name}")
+    return pico_sources()
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 32])

@@ -15,6 +15,7 @@ import shutil
 import statistics
 import time
 from argparse import Namespace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,6 @@ class Study:
         self.train_pairs = processed(train, self.processor)
         self.collator = ImageTextCollator(self.processor, pad_to_multiple_of=8)
         self.flops = self._flops()
-        self._outputs: Any = None
 
     def _grow_base(self) -> Path:
         options, folder = self.options, self.work / "base"
@@ -93,8 +93,7 @@ class Study:
 
     def ancestor_flops(self) -> float:
         """What embedding every pair once with the ancestor takes."""
-        ancestor = CLIPModel.from_pretrained(self.options.ancestor, dtype=torch.float32)
-        return self.forward_flops(ancestor) * self.options.pairs
+        return self.forward_flops(self.ancestor) * self.options.pairs
 
     def mixture(self, experts: Any = None, seed: int = 0) -> moe.CLIPMoEModel:
         """The base upcycled; with copies of itself for experts if none are given."""
@@ -126,16 +125,22 @@ class Study:
         order = np.random.default_rng(seed).permutation(len(self.train_pairs))
         return order[: max(int(share * self.options.pairs), 2)]
 
+    @cached_property
+    def ancestor(self) -> Any:
+        """What the imitating arms imitate."""
+        return load_ancestor(self.options.ancestor)
+
+    @cached_property
+    def outputs(self) -> Any:
+        """All training pairs with what the ancestor says of them."""
+        if len(self.processor.tokenizer) != self.ancestor.config.text_config.vocab_size:
+            raise SystemExit(f"{self.options.ancestor} has another vocabulary than the base")
+        kept = (self.train_pairs, AncestorCollator(self.collator), self.processor, self.work / "ancestor")
+        return cache_ancestor_outputs(self.ancestor, *kept)
+
     def with_outputs(self, seed: int, share: float = 1.0) -> tuple[Any, Any]:
-        """The pairs with what the ancestor says of them, which is computed once for all runs, and their collator."""
-        collator = AncestorCollator(self.collator)
-        if self._outputs is None:
-            ancestor = load_ancestor(self.options.ancestor)
-            if len(self.processor.tokenizer) != ancestor.config.text_config.vocab_size:
-                raise SystemExit(f"{self.options.ancestor} has another vocabulary than the base")
-            kept = (self.train_pairs, collator, self.processor, self.work / "ancestor")
-            self._outputs = cache_ancestor_outputs(ancestor, *kept)
-        return Subset(self._outputs, self.chosen(seed, share).tolist()), collator
+        """The pairs of one seed with the ancestor's outputs, and their collator."""
+        return Subset(self.outputs, self.chosen(seed, share).tolist()), AncestorCollator(self.collator)
 
     def common(self, folder: Path, seed: int, rate: float, steps: int = -1) -> dict[str, Any]:
         """Training arguments that all arms share; -1 steps leaves the length to the epochs."""

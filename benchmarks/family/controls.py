@@ -15,7 +15,7 @@ from benchmarks.common.training import Rows, batches_of
 from benchmarks.family.cost import extraction_gflops, forward_gflops, muon_gflops, muon_gflops_of_layers
 from benchmarks.family.mapping import MappedCLIP
 from benchmarks.family.settings import SETTINGS
-from benchmarks.family.starts import CLIP_MAP, STUDENTS, Sources, by_rotated_inheritance
+from benchmarks.family.starts import CLIP_MAP, STUDENTS, Sources, by_rotated_inheritance, folder_name
 from mmlg_hf import ExtractionArguments
 from mmlg_hf.extraction.ancestors import ancestor_outputs, gene_config
 from mmlg_hf.extraction.trainer import AncestorCollator, ExtractionTrainer
@@ -60,7 +60,7 @@ class Controls:
     _rows: Rows | None = None
 
     def __call__(self, name: str, depth: int, width: int) -> CLIPModel:
-        target = self.folder / name.replace(" ", "-").replace(",", "") / f"{depth}x{width}"
+        target = self.folder / folder_name(name) / f"{depth}x{width}"
         if not (target / "record.json").exists():  # written last
             started = time.perf_counter()
             model, record = {STUDENTS: self.student, CLIP_MAP: self.mapped}[name](depth, width)

@@ -167,12 +167,17 @@ STARTS: dict[str, Start] = {
 }
 
 
+def folder_name(method: str) -> str:
+    """Of what is extracted or trained for a method."""
+    return method.replace(" ", "-").replace(",", "")
+
+
 def extract_gene(
     name: str, ancestor: CLIPModel, rows: Dataset, processor: Any, arguments: dict[str, Any], folder: Path
 ) -> LearngeneModel:
     """Extract one of `GENES`, or load it where the folder holds it already."""
     cls: Any = StageWiseModel if name == "SWS" else LearngeneModel
-    target = folder / name.replace(" ", "-").replace(",", "")
+    target = folder / folder_name(name)
     if (target / "config.json").exists():
         return cls.from_pretrained(target)
     args = ExtractionArguments(str(target), **(arguments | GENES[name]))
