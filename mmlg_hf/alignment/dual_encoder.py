@@ -1,11 +1,10 @@
 """The aligned pair: any image encoder and any text encoder, on `VisionTextDualEncoderModel`'s contract."""
 
 import os
-from math import log
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -13,7 +12,6 @@ from transformers import (
     AutoModel,
     AutoModelForZeroShotImageClassification,
     PreTrainedModel,
-    VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -24,58 +22,23 @@ from ..checkpoints import check_finite, load_config
 from ..data.texts import pads_to_one_length
 from ..errors import LearngeneError
 from ..training.losses import contrastive_loss
+from .configuration import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE, DualEncoderConfig
 from .encoders import choose_dtype, encoder_class
-from .pooling import check_pooling, pad_to_one_length, pool_image, pool_text
+from .heads import make_head
+from .pooling import pad_to_one_length, pool_image, pool_text
 from .recipes import add_trained_modules, frozen_names, mark_trainable, parts_of
 from .report import count_trainable, trainable_table
 from .saving import complete_weights, read_weights
+from .structure import structure_loss
 
-# LilT clamps its temperature to [0.001, 0.5]; the logit scale is ln(1 / temperature).
-MIN_LOGIT_SCALE, MAX_LOGIT_SCALE = log(1 / 0.5), log(1 / 0.001)
 _HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
 
 
-@strict
-class DualEncoderConfig(VisionTextDualEncoderConfig):
-    """Configuration of a `DualEncoderModel`.
+@dataclass
+class DualEncoderOutput(CLIPOutput):
+    """What `CLIPModel` returns, and `aux_loss`, STRUCTURE's regulariser, in training with a `structure_weight`."""
 
-    Args:
-        vision_config: the image encoder's own configuration.
-        text_config: the text encoder's own configuration.
-        projection_dim: size of the shared space; 256 in LilT.
-        logit_scale_init_value: ln(1 / temperature) at the start; LilT's temperature is 0.07.
-        vision_pooling: "class", "mean" (over patches) or "pooler" (the encoder's own).
-        text_pooling: "class", "mean" (over tokens), "end" (the last token) or "pooler".
-        projection_bias: whether the projections have a bias, as LilT's do.
-        recipe: what trains, see `mmlg_hf.alignment.RECIPES`.
-        adapter_reduction: layer-wise adapters' bottleneck is the width divided by this.
-        lora_rank: rank of LoRA's updates; None takes 1/24 of each encoder's width (32 at 768).
-        vision_base: `name`, `revision` and `fingerprint` of the image encoder before alignment; None for one made in
-            memory.
-        text_base: the same of the text encoder.
-    """
-
-    model_type = "mmlg-dual-encoder"
-
-    projection_dim: int = 256
-    vision_pooling: str = "class"
-    text_pooling: str = "class"
-    projection_bias: bool = True
-    recipe: str = "full"
-    adapter_reduction: int = 4
-    lora_rank: int | None = None
-    vision_base: dict | None = None
-    text_base: dict | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        check_pooling("vision", self.vision_pooling)
-        check_pooling("text", self.text_pooling)
-        parts_of(self.recipe)
-        if self.projection_dim < 1 or (self.lora_rank is not None and self.lora_rank < 1):
-            raise LearngeneError(
-                f"projection_dim is {self.projection_dim} and lora_rank {self.lora_rank}: both take 1 or more"
-            )
-        super().__post_init__(**kwargs)
+    aux_loss: Tensor | None = None
 
 
 class DualEncoderModel(VisionTextDualEncoderModel):
@@ -109,16 +72,48 @@ class DualEncoderModel(VisionTextDualEncoderModel):
             # A pooler that nothing reads would be trained by no gradient, counted, and missed by distributed training.
             if getattr(self.config, f"{modality}_pooling") != "pooler" and hasattr(encoder, "pooler"):
                 encoder.pooler = None
-        if self.config.projection_bias:
-            dimension = self.config.projection_dim
-            self.visual_projection = nn.Linear(self.vision_embed_dim, dimension)
-            self.text_projection = nn.Linear(self.text_embed_dim, dimension)
-            self._init_weights(self.visual_projection)
-            self._init_weights(self.text_projection)
+        for name, width in (("visual_projection", self.vision_embed_dim), ("text_projection", self.text_embed_dim)):
+            setattr(self, name, self._make_head(width))
         add_trained_modules(self)
         mark_trainable(self)
         # What Trainer need not look for in a checkpoint when it resumes.
         self._keys_to_ignore_on_save = frozen_names(self) if self.can_be_rebuilt else set()
+
+    def _make_head(self, width: int) -> nn.Module:
+        config = self.config
+        sizes = {"bias": config.projection_bias, "expansion": config.head_expansion}
+        head = make_head(config.projection_head, width, config.projection_dim, **sizes)
+        for module in head.modules():
+            self._init_weights(module)
+        return head
+
+    def encode_images(self, pixel_values: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
+        """Return what the image head is given, the pooled states [B, D], and the image encoder's outputs.
+
+        Args:
+            pixel_values: [B, C, H, W].
+        """
+        outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **_given(kwargs))
+        return pool_image(self.vision_model, outputs, self.config.vision_pooling, pixel_values), outputs
+
+    def encode_texts(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Any]:
+        """Return what the text head is given, the pooled states [B, D], and the text encoder's outputs.
+
+        Args:
+            input_ids: [B, T].
+            attention_mask: [B, T]; None means that there is no padding.
+        """
+        own_mask = attention_mask
+        if pads_to_one_length(self.config.text_config):
+            input_ids, own_mask = pad_to_one_length(self.config.text_config, input_ids, attention_mask)
+            attention_mask = None
+            kwargs |= {"position_ids": None, "token_type_ids": None}
+        outputs = self.text_model(
+            input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **_given(kwargs)
+        )
+        return pool_text(self.text_model, outputs, self.config.text_pooling, own_mask), outputs
 
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
@@ -127,9 +122,8 @@ class DualEncoderModel(VisionTextDualEncoderModel):
         Args:
             pixel_values: [B, C, H, W].
         """
-        outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **_given(kwargs))
-        pooled = pool_image(self.vision_model, outputs, self.config.vision_pooling, pixel_values)
-        return _with_pooled(outputs, self.visual_projection(pooled))
+        states, outputs = self.encode_images(pixel_values, **kwargs)
+        return _with_pooled(outputs, self.visual_projection(states))
 
     @can_return_tuple
     def get_text_features(
@@ -144,16 +138,8 @@ class DualEncoderModel(VisionTextDualEncoderModel):
         An encoder that reads the state of the last position (SigLIP's) was trained on texts of one length: shorter
         ones are padded to it here, so that a text's state does not depend on the rest of its batch.
         """
-        own_mask = attention_mask
-        if pads_to_one_length(self.config.text_config):
-            input_ids, own_mask = pad_to_one_length(self.config.text_config, input_ids, attention_mask)
-            attention_mask = None
-            kwargs |= {"position_ids": None, "token_type_ids": None}
-        outputs = self.text_model(
-            input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **_given(kwargs)
-        )
-        pooled = pool_text(self.text_model, outputs, self.config.text_pooling, own_mask)
-        return _with_pooled(outputs, self.text_projection(pooled))
+        states, outputs = self.encode_texts(input_ids, attention_mask, **kwargs)
+        return _with_pooled(outputs, self.text_projection(states))
 
     @can_return_tuple
     def forward(
@@ -164,44 +150,69 @@ class DualEncoderModel(VisionTextDualEncoderModel):
         position_ids: Tensor | None = None,
         return_loss: bool | None = None,
         token_type_ids: Tensor | None = None,
+        image_states: Tensor | None = None,
+        text_states: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
-    ) -> CLIPOutput:
+    ) -> DualEncoderOutput:
         """Embed images and texts, and compare each with each.
 
         Args:
             input_ids: [B, T].
             pixel_values: [I, C, H, W]; I equals B where `return_loss` is set.
             return_loss: whether to return the contrastive loss with the negatives of all processes.
+            image_states: [I, D], what `encode_images` gave, in place of `pixel_values`: see `keep_states`.
+            text_states: [B, E], what `encode_texts` gave, in place of `input_ids`.
         """
-        if pixel_values is None or input_ids is None:
-            missing = "pixel_values" if pixel_values is None else "input_ids"
-            raise LearngeneError(
-                f"{missing} is missing: forward compares images with texts; embed one of them with get_image_features "
-                "or get_text_features"
-            )
         wanted = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        vision_outputs = self.get_image_features(pixel_values, **wanted)
-        text_outputs = self.get_text_features(
-            input_ids, attention_mask, position_ids=position_ids, token_type_ids=token_type_ids, **wanted
-        )
-        image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
-        text_embeds = F.normalize(text_outputs.pooler_output, dim=-1)
+        image_states, vision_outputs = self._encoded("pixel_values", image_states, pixel_values, wanted)
+        others = {"attention_mask": attention_mask, "position_ids": position_ids, "token_type_ids": token_type_ids}
+        text_states, text_outputs = self._encoded("input_ids", text_states, input_ids, wanted | others)
+        image_embeds = F.normalize(self.visual_projection(image_states), dim=-1)
+        text_embeds = F.normalize(self.text_projection(text_states), dim=-1)
         if self.training and self.logit_scale.requires_grad:
             with torch.no_grad():
                 self.logit_scale.clamp_(*self.logit_scale_range)
         scale = self.logit_scale.exp()
         logits_per_text = text_embeds @ image_embeds.T * scale
-        return CLIPOutput(
-            loss=contrastive_loss(image_embeds, text_embeds, scale) if return_loss else None,
+        loss = contrastive_loss(image_embeds, text_embeds, scale) if return_loss else None
+        aux_loss = self._structure_loss((image_states, image_embeds), (text_states, text_embeds))
+        return DualEncoderOutput(
+            loss=loss if loss is None or aux_loss is None else loss + aux_loss,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
             text_model_output=text_outputs,
             vision_model_output=vision_outputs,
+            aux_loss=aux_loss,
         )
+
+    def _encoded(
+        self, name: str, states: Tensor | None, inputs: Tensor | None, others: dict[str, Any]
+    ) -> tuple[Tensor, Any]:
+        """Kept states as they are, or else those of the inputs with the encoder's outputs, which get the head's."""
+        of_images = name == "pixel_values"
+        kept = "image_states" if of_images else "text_states"
+        if (states is None) == (inputs is None):
+            raise LearngeneError(
+                f"{name} is {'missing' if states is None else f'given beside {kept}'}: forward compares images with "
+                f"texts, and takes {name} or what the encoder made of them, {kept}; embed one of them with "
+                "get_image_features or get_text_features"
+            )
+        if states is not None:
+            return states, None
+        states, outputs = (self.encode_images if of_images else self.encode_texts)(inputs, **others)
+        return states, outputs
+
+    def _structure_loss(self, *sides: tuple[Tensor, Tensor]) -> Tensor | None:
+        """STRUCTURE's regulariser of images and texts; None where it is off, and where nothing is trained."""
+        config = self.config
+        if not (self.training and config.structure_weight):
+            return None
+        settings = {"temperature": config.structure_temperature, "levels": config.structure_levels}
+        return config.structure_weight * sum(structure_loss(*side, **settings) for side in sides)
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Return the numbers of trainable parameters and of all parameters, as peft's method of that name does.

@@ -1,8 +1,6 @@
 """Joining an image encoder and a text encoder into one model: `align`, and the processor that goes with it."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import log
 from typing import Any
 
@@ -16,10 +14,13 @@ from transformers import (
 from ..checkpoints import AutoImageProcessor
 from ..data.texts import check_tokenizer, pads_to_one_length
 from ..errors import LearngeneError, first_line
-from .dual_encoder import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE, DualEncoderConfig, DualEncoderModel
+from .configuration import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE, DualEncoderConfig
+from .dual_encoder import DualEncoderModel
 from .encoders import choose_dtype, load_encoder, record_base
+from .layers import cut_layers
 from .pooling import check_pooling, default_pooling
 from .recipes import parts_of
+from .states import evaluating
 
 
 def align(
@@ -29,7 +30,12 @@ def align(
     *,
     vision_pooling: str | None = None,
     text_pooling: str | None = None,
+    vision_layers: int | None = None,
+    text_layers: int | None = None,
     projection_dim: int = 256,
+    projection_head: str = "linear",
+    head_expansion: int | None = None,
+    structure_weight: float = 0.0,
     temperature: float = 0.07,
     adapter_reduction: int = 4,
     lora_rank: int | None = None,
@@ -54,7 +60,14 @@ def align(
             what the encoder was trained for.
         text_pooling: "class", "mean" (over tokens), "end" (the last token) or "pooler". None takes "end" for encoders
             that read from left to right and "class" for others; sentence encoders such as MiniLM want "mean".
+        vision_layers: how many of the image encoder's layers are kept, from the first; None keeps all. `choose_layers`
+            finds those of two encoders that are most alike; what lies above is neither computed nor saved.
+        text_layers: the same of the text encoder.
         projection_dim: size of the shared space.
+        projection_head: "linear", "mlp" or "glu" (SAIL's gated head, arXiv 2412.04616), see `HEADS`.
+        head_expansion: the inner layer of an MLP or a GLU has this many times the state's width; None takes 4 and 8.
+        structure_weight: of STRUCTURE's regulariser (arXiv 2506.16895), which keeps the encoders' neighbourhoods in
+            the shared space: for few pairs. 0 leaves it out; the paper has 10.
         temperature: the start of the learnt temperature, which training keeps within [0.001, 0.5].
         adapter_reduction: layer-wise adapters' bottleneck is the width divided by this.
         lora_rank: rank of LoRA's updates; None takes 1/24 of each encoder's width.
@@ -77,12 +90,15 @@ def align(
         raise LearngeneError(f"temperature is {temperature}: it takes 0.001 to 0.5, which training keeps it within")
     settings: dict[str, Any] = {}
     encoders: dict[str, PreTrainedModel] = {}
-    given = {"vision": (vision, vision_pooling, vision_revision), "text": (text, text_pooling, text_revision)}
-    for modality, (source, pooling, revision) in given.items():
+    given = {
+        "vision": (vision, vision_pooling, vision_revision, vision_layers),
+        "text": (text, text_pooling, text_revision, text_layers),
+    }
+    for modality, (source, pooling, revision, kept) in given.items():
         encoder = load_encoder(source, modality, revision=revision, dtype=wanted or "auto", **kwargs)
-        encoders[modality] = encoder
         settings[f"{modality}_pooling"] = check_pooling(modality, pooling or default_pooling(modality, encoder.config))
         settings[f"{modality}_base"] = record_base(source, encoder, modality, **kwargs)
+        encoders[modality] = cut_layers(encoder, kept, modality)
     if not isinstance(text, PreTrainedModel) and pads_to_one_length(encoders["text"].config):
         _take_padding(encoders["text"].config, text, text_revision, kwargs)
     device, dtype = _one_device(encoders), wanted or _one_dtype(encoders)
@@ -92,6 +108,9 @@ def align(
         projection_dim=projection_dim,
         logit_scale_init_value=min(max(log(1 / temperature), MIN_LOGIT_SCALE), MAX_LOGIT_SCALE),
         recipe=recipe,
+        projection_head=projection_head,
+        head_expansion=head_expansion,
+        structure_weight=structure_weight,
         adapter_reduction=adapter_reduction,
         lora_rank=lora_rank,
         **settings,
@@ -140,18 +159,6 @@ def _take_padding(config: Any, source: str | os.PathLike, revision: str | None, 
     config.pad_token_id = config.pad_token_id if padding is None else padding
 
 
-@contextmanager
-def _evaluating(model: DualEncoderModel) -> Iterator[None]:
-    """Put a model in evaluation mode, and every module back into its own mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _check_encoders(model: DualEncoderModel) -> None:
     """Embed a blank image and a blank text, so that an encoder that cannot be pooled is met here."""
     if model.logit_scale.is_meta:
@@ -164,7 +171,7 @@ def _check_encoders(model: DualEncoderModel) -> None:
     for modality, probe in probes.items():
         encoder = getattr(model, f"{modality}_model")
         try:
-            with torch.no_grad(), _evaluating(model):
+            with torch.no_grad(), evaluating(model):
                 probe()
         except LearngeneError:
             raise
@@ -242,7 +249,7 @@ def _check_image_processor(model: DualEncoderModel, image_processor: Any) -> Non
 
     pixels = image_processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
     try:
-        with torch.no_grad(), _evaluating(model):
+        with torch.no_grad(), evaluating(model):
             model.get_image_features(pixels.to(model.device, model.dtype))
     except (ValueError, RuntimeError) as error:
         wanted = getattr(model.config.vision_config, "image_size", None)

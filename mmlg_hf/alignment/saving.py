@@ -16,7 +16,8 @@ from ..saving import save_processor
 from .encoders import check_base, load_base
 
 if TYPE_CHECKING:
-    from .dual_encoder import DualEncoderConfig, DualEncoderModel
+    from .configuration import DualEncoderConfig
+    from .dual_encoder import DualEncoderModel
 
 _WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -14,6 +14,7 @@ from .pixels import Pixels
 from .texts import encode_texts, longest_text, pads_to_one_length
 
 _PROCESSED = ("pixel_values", "input_ids")
+_STATES = ("image_states", "text_states")  # of two frozen encoders
 
 
 class ImageTextCollator:
@@ -21,7 +22,8 @@ class ImageTextCollator:
 
     Rows are raw (an image column and a text column) or processed (`pixel_values` and `input_ids`, as `process_pairs`
     leaves them). A raw row may hold a list of captions: one is drawn at random from torch's generator each time the
-    row is seen, so that a seed fixes the choice.
+    row is seen, so that a seed fixes the choice. Rows of `image_states` and `text_states`, as
+    `mmlg_hf.alignment.keep_states` makes them, are stacked as they are.
 
     Args:
         processor: a `CLIPProcessor`, or any processor with an `image_processor` and a `tokenizer`.
@@ -84,6 +86,8 @@ class ImageTextCollator:
         for position, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise LearngeneError(f"row {position} of the batch is a {type(row).__name__}: give rows with columns")
+        if all(row.get(name) is not None for row in rows for name in _STATES):
+            return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in _STATES}
         processed = [all(row.get(name) is not None for name in _PROCESSED) for row in rows]
         if any(processed) and not all(processed):
             raise LearngeneError(

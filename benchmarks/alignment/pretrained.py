@@ -1,0 +1,143 @@
+"""Two pretrained encoders, aligned: the recipes step by step, and heads of the frozen encoders on states kept once.
+
+    python -m benchmarks.alignment.pretrained --vision ENCODER --text ENCODER [--data FOLDER] [--tokenizer FOLDER]
+
+The recipes as in `benchmarks.alignment`, from encoders that know much: any two of the Hub, or an image encoder in an
+ONNX file. Beside them, on states computed once: linear, MLP and gated heads, with STRUCTURE's regulariser, and on the
+layers that `choose_layers` finds. See README.md beside this. Some two hours of one slow core; runs that the results
+file holds are not repeated.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import Dataset, load_from_disk
+from transformers import AutoImageProcessor, CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer, set_seed
+
+from benchmarks.alignment import report
+from benchmarks.alignment.study import Study, best_rate, compare, probes_before
+from benchmarks.common.fashion import TEMPLATES, TYPE
+from benchmarks.common.options import output_folder, parse, settings_of
+from benchmarks.common.pages import publish
+from benchmarks.common.results import Results
+from benchmarks.common.training import Rows, figures
+from benchmarks.vit.convert import dinov2_of_onnx
+from mmlg_hf.alignment import DualEncoderModel, align, choose_layers, keep_states
+
+SETTINGS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+PARTS = ["kept", "recipes"]
+QUICK_STEPS = 3
+# Of DINOv2, for an encoder without an image processor beside it.
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class PretrainedStudy(Study):
+    """The recipes on two given encoders, and heads on their kept states."""
+
+    @cache  # noqa: B019 one study a process
+    def layers(self) -> dict[str, int]:
+        """The layers of both encoders that are most alike, told on validation pairs."""
+        vision, text = choose_layers(self.join("projections"), self.pairs["validation"], self.processor)
+        return {"vision_layers": vision, "text_layers": text}
+
+    def join_arm(self, arm: str) -> DualEncoderModel:
+        """The frozen encoders under the head of an arm."""
+        given = dict(SETTINGS["arms"][arm])
+        layers = self.layers() if given.pop("layers", False) else {}
+        return align(self.vision, self.text, "projections", **self.shape, **layers, **given)
+
+    @cache  # noqa: B019
+    def states(self, split: str, of_layers: bool) -> Dataset:
+        """The states of a split, computed once and kept in the folder of work."""
+        folder = Path(self.options.work) / f"states-{split}{'-layers' if of_layers else ''}"
+        if not (folder / "state.json").exists():  # written last
+            model = self.join_arm("layers" if of_layers else "linear")
+            keep_states(model, self.pairs[split], self.processor).save_to_disk(folder)
+        return load_from_disk(str(folder)).with_format("torch")
+
+    def run_kept(
+        self, arm: str, share: float, seed: int, rate: float, steps: int, split: str = "test"
+    ) -> dict[str, Any]:
+        """Train the heads of an arm on kept states, and measure them."""
+        set_seed(seed)
+        model, of_layers = self.join_arm(arm), "layers" in SETTINGS["arms"][arm]
+        rows = Rows(**{name: column[:] for name, column in columns(self.states("train", of_layers)).items()})
+        found = self.train(model, rows, share, seed, rate, steps, SETTINGS["kept"]["batch_size"])
+        return {"arm": arm, **found, **self.measure_kept(model, self.states(split, of_layers), split)}
+
+    @torch.no_grad()
+    def measure_kept(self, model: DualEncoderModel, states: Dataset, split: str) -> dict[str, float]:
+        """Retrieval and zero-shot figures, from the states of a split."""
+        outputs = model.eval()(**columns(states))
+        embeds = (outputs.image_embeds, outputs.text_embeds)
+        retrieval, zero_shot = figures(model, *embeds, self.splits[split][TYPE], self.processor, TEMPLATES)
+        return {**retrieval, **{f"zero_shot_{name}": value for name, value in zero_shot.items()}}
+
+    def compare_kept(self, results: Results, steps: dict[float, int]) -> None:
+        """Every arm at every share and seed, at the rate that is best for it on validation."""
+        options, tuning = self.options, SETTINGS["kept"]["tuning"]
+        share, seed = tuning["share"], tuning["seed"]
+        for arm in options.arms:
+            rates = tuning["rates"]
+            run = partial(self.run_kept, arm, share, seed, steps=steps[share], split="validation")
+            rate = best_rate(results, f"tuning-kept/{arm}", rates, run) if options.tune else rates[1]
+            for seed_of_run, own in product(options.seeds, options.shares):
+                given = (arm, own, seed_of_run, rate, steps[own])
+                results.run(f"kept/{arm}/{own:g}/{seed_of_run}", self.run_kept, *given)
+
+
+def columns(states: Dataset) -> dict[str, torch.Tensor]:
+    return {name: states[:][name] for name in states.column_names}
+
+
+def encoders_of(options: Namespace) -> Callable[[Any], tuple[str, str, Any]]:
+    """The two encoders; one out of an ONNX file is kept as a folder."""
+    vision, names = options.vision, {"image": Path(options.vision).name, "text": Path(options.text).name}
+    if vision.endswith(".onnx"):
+        vision = str(Path(options.work) / "vision")
+        if not (Path(vision) / "config.json").exists():
+            dinov2_of_onnx(options.vision).save_pretrained(vision)
+    return lambda splits: (vision, options.text, names)
+
+
+def processor_of(options: Namespace) -> CLIPProcessor:
+    """Whole photos, squeezed to a square of the study's size and normalised as the image encoder has it."""
+    mean, std = MEAN, STD
+    if not options.vision.endswith(".onnx"):
+        own = AutoImageProcessor.from_pretrained(options.vision, use_fast=False)
+        mean, std = own.image_mean, own.image_std
+    size = {"height": options.image_size, "width": options.image_size}
+    pictures = CLIPImageProcessorPil(size=size, do_center_crop=False, image_mean=mean, image_std=std)
+    return CLIPProcessor(pictures, CLIPTokenizer.from_pretrained(options.tokenizer))
+
+
+def main() -> None:
+    parts = {"parts": (PARTS, "what is measured", PARTS)}
+    options = parse(__doc__, "data", "tokenizer", "seeds", "output", "quick", settings=SETTINGS, **parts)
+    if not (options.vision and options.text):
+        raise SystemExit("give two pretrained encoders: --vision ENCODER --text ENCODER")
+    folder = output_folder(options, "alignment")
+    left_out = ("vision", "text", "arms", "recipes", "parts")
+    results = Results(folder / "results" / "pretrained.json", settings_of(options, *left_out))
+    study = PretrainedStudy(options, processor_of(options), encoders_of(options))
+    if "before" not in results.found:
+        pairs = {name: len(rows) for name, rows in study.pairs.items()}
+        about = {"encoders": study.encoders, "pairs": pairs, "layers": study.layers()}
+        results.save(**about, before=probes_before(study))
+    own = {"recipes": SETTINGS["steps"], "kept": SETTINGS["kept"]["steps"]}
+    steps = {part: {share: QUICK_STEPS if options.quick else own[part][share] for share in own[part]} for part in own}
+    if "kept" in options.parts:
+        study.compare_kept(results, steps["kept"])
+    if "recipes" in options.parts:
+        compare(study, results, SETTINGS["tuning"], steps["recipes"], probed=False)
+    publish(folder, report)
+
+
+if __name__ == "__main__":
+    main()
