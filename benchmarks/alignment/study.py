@@ -148,7 +148,7 @@ class Study:
 def compare(
     study: Study, results: Results, tuning: dict[str, Any], steps: dict[float, int], probed: bool = True
 ) -> None:
-    """Every recipe at every share and seed, at the rate that is best for it on validation; the second if none is tried.
+    """Every recipe at every share and seed, at its best rate on validation; at the second if none is tried.
 
     Args:
         tuning: `seed`, `share` and `rates` of the runs that choose.

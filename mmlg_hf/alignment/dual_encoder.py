@@ -81,8 +81,13 @@ class DualEncoderModel(VisionTextDualEncoderModel):
 
     def _make_head(self, width: int) -> nn.Module:
         config = self.config
-        sizes = {"bias": config.projection_bias, "expansion": config.head_expansion}
-        head = make_head(config.projection_head, width, config.projection_dim, **sizes)
+        head = make_head(
+            config.projection_head,
+            width,
+            config.projection_dim,
+            bias=config.projection_bias,
+            expansion=config.head_expansion,
+        )
         for module in head.modules():
             self._init_weights(module)
         return head
@@ -203,16 +208,17 @@ class DualEncoderModel(VisionTextDualEncoderModel):
             )
         if states is not None:
             return states, None
-        states, outputs = (self.encode_images if of_images else self.encode_texts)(inputs, **others)
-        return states, outputs
+        encode: Any = self.encode_images if of_images else self.encode_texts
+        return encode(inputs, **others)
 
     def _structure_loss(self, *sides: tuple[Tensor, Tensor]) -> Tensor | None:
         """STRUCTURE's regulariser of images and texts; None where it is off, and where nothing is trained."""
         config = self.config
         if not (self.training and config.structure_weight):
             return None
-        settings = {"temperature": config.structure_temperature, "levels": config.structure_levels}
-        return config.structure_weight * sum(structure_loss(*side, **settings) for side in sides)
+        temperature, levels = config.structure_temperature, config.structure_levels
+        losses = [structure_loss(*side, temperature=temperature, levels=levels) for side in sides]
+        return config.structure_weight * torch.stack(losses).sum()
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Return the numbers of trainable parameters and of all parameters, as peft's method of that name does.

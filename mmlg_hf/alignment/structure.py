@@ -62,10 +62,8 @@ def _neighbours(rows: Tensor, temperature: float) -> Tensor:
 def _divergence(first: Tensor, second: Tensor) -> Tensor:
     """Jensen-Shannon divergence of each row's distributions [B, N], the mean over rows."""
     middle = ((first + second) / 2).clamp(min=1e-12).log()
-    return (
-        sum(
-            F.kl_div(middle, side.clamp(min=1e-12).log(), reduction="batchmean", log_target=True)
-            for side in (first, second)
-        )
-        / 2
-    )  # type: ignore[return-value]
+    one, other = (
+        F.kl_div(middle, side.clamp(min=1e-12).log(), reduction="batchmean", log_target=True)
+        for side in (first, second)
+    )
+    return (one + other) / 2

@@ -148,3 +148,23 @@ def test_a_folder_of_a_run_that_left_no_checkpoint_is_begun_anew(saved, data, tm
         shutil.rmtree(checkpoint)
     assert run(*folders, *words, "--recipe", "lit").exit_code == 0
     assert AutoModel.from_pretrained(pair).config.recipe == "lit"
+
+
+def test_align_takes_a_head_a_regulariser_and_the_layers_that_are_most_alike(saved, data, tmp_path):
+    pair = tmp_path / "pair"
+    words = (saved("clip-vision"), saved("clip-text"), "--data", data, "--output", pair, "--eval-split", "test")
+    options = ("--recipe", "projections", "--head", "glu", "--structure-weight", 10, "--best-layers")
+    result = run(*words, *options, "--batch-size", 8, "--epochs", 3)
+    assert result.exit_code == 0, (result.output, result.exception)
+    layers = re.search(r"most alike: (\d) of the image encoder and (\d) of the text encoder", result.output)
+    config = AutoModel.from_pretrained(pair).config
+    assert (config.projection_head, config.structure_weight) == ("glu", 10.0)
+    found = (config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers)
+    assert found == tuple(map(int, layers.groups()))
+
+
+def test_layers_that_are_given_and_chosen_are_refused(saved, data, tmp_path):
+    words = (saved("clip-vision"), saved("clip-text"), "--data", data, "--output", tmp_path / "pair")
+    result = run(*words, "--best-layers", "--text-layers", 1)
+    assert "--best-layers chooses both" in str(result.exception)
+    assert not (tmp_path / "pair").exists()
