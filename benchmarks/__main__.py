@@ -18,7 +18,7 @@ from mmlg_hf.saving import write_text
 
 FOLDER = Path(__file__).parent
 SUMMARY = FOLDER / "results" / "summary.json"
-STUDIES = ("family", "extraction", "clip_moe", "alignment", "events", "demo", "vit", "speed")
+STUDIES = ("family", "extraction", "clip_moe", "alignment", "pretrained", "events", "demo", "vit", "speed")
 
 
 def reports() -> Iterator[tuple[str, Any]]:

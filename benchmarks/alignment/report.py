@@ -17,8 +17,8 @@ FIGURES = {"mean_R@1": "R@1", "zero_shot_top1": "zero-shot"}
 class Recipes(Runs):
     """The runs by recipe and share of the pairs, as their keys name it."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(read(folder / "alignment.json"))
+    def __init__(self, folder: Path, name: str = "alignment") -> None:
+        super().__init__(read(folder / f"{name}.json"))
         self.recipes = self.names("run")
         self.shares = sorted({share for recipe in self.recipes for share in self.names("run", recipe)}, key=float)
 

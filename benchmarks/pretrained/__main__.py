@@ -1,6 +1,6 @@
 """Two pretrained encoders, aligned: the recipes step by step, and heads of the frozen encoders on states kept once.
 
-    python -m benchmarks.alignment.pretrained --vision ENCODER --text ENCODER [--data FOLDER] [--tokenizer FOLDER]
+    python -m benchmarks.pretrained --vision ENCODER --text ENCODER [--data FOLDER] [--tokenizer FOLDER]
 
 The recipes as in `benchmarks.alignment`, from encoders that know much: any two of the Hub, or an image encoder in an
 ONNX file. Beside them, on states computed once: linear, MLP and gated heads, with STRUCTURE's regulariser, and on the
@@ -16,22 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from datasets import Dataset, load_from_disk
 from transformers import AutoImageProcessor, CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer, set_seed
 
-from benchmarks.alignment import report
 from benchmarks.alignment.study import Study, best_rate, compare, probes_before
 from benchmarks.common.fashion import TEMPLATES, TYPE
-from benchmarks.common.options import output_folder, parse, settings_of
+from benchmarks.common.options import output_folder, parse, read_settings, settings_of
 from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
 from benchmarks.common.training import Rows, figures
+from benchmarks.pretrained import report
 from benchmarks.vit.convert import dinov2_of_onnx
 from mmlg_hf.alignment import DualEncoderModel, align, choose_layers, keep_states
 
-SETTINGS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+SETTINGS = read_settings(__file__)
 PARTS = ["kept", "recipes"]
+LEFT_OUT = ("vision", "text", "arms", "recipes", "parts")  # of what a results file is known by
 QUICK_STEPS = 3
 # Of DINOv2, for an encoder without an image processor beside it.
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -122,9 +122,8 @@ def main() -> None:
     options = parse(__doc__, "data", "tokenizer", "seeds", "output", "quick", settings=SETTINGS, **parts)
     if not (options.vision and options.text):
         raise SystemExit("give two pretrained encoders: --vision ENCODER --text ENCODER")
-    folder = output_folder(options, "alignment")
-    left_out = ("vision", "text", "arms", "recipes", "parts")
-    results = Results(folder / "results" / "pretrained.json", settings_of(options, *left_out))
+    folder = output_folder(options, "pretrained")
+    results = Results(folder / "results" / "pretrained.json", settings_of(options, *LEFT_OUT))
     study = PretrainedStudy(options, processor_of(options), encoders_of(options))
     if "before" not in results.found:
         pairs = {name: len(rows) for name, rows in study.pairs.items()}

@@ -1,0 +1,90 @@
+"""Page, plots and verdicts of the study of pretrained encoders, from its results."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from benchmarks.alignment.report import FIGURES, Recipes, frugal_above
+from benchmarks.common.options import read_settings
+from benchmarks.common.pages import error_bars, fill, legend_below, panels
+from benchmarks.common.targets import target
+
+SETTINGS = read_settings(__file__)
+ROOM = 1.0  # per cent of the parameters, below which a recipe counts as the most frugal
+
+
+class Heads(Recipes):
+    """The recipes, and beside them the heads on kept states, by arm and share."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "pretrained")
+        self.arms = self.names("kept")
+
+    def trained_by(self, arm: str) -> float:
+        """Trained parameters of an arm in per cent."""
+        run = self.all("kept", arm)[0]
+        return 100 * run["trainable"] / run["parameters"]
+
+    def against_full(self, figure: str, share: str, arms: list[str] | None = None) -> dict[str, float]:
+        """What each arm has at a share of the pairs, as a share of what `full` has."""
+        full = self.values(figure, "run", "full", share).mean()
+        return {arm: self.values(figure, "kept", arm, share).mean() / full for arm in arms or self.arms}
+
+    def best_arm(self, figure: str, share: str) -> str:
+        """The arm with the best mean at a share."""
+        return max(self.arms, key=lambda arm: self.values(figure, "kept", arm, share).mean())
+
+
+def targets(folder: Path) -> list[dict[str, Any]]:
+    """The three questions of the alignment study, of the recipes and of heads on kept states."""
+    runs, rows = Heads(folder), []
+    first, last = runs.shares[0], runs.shares[-1]
+    frugal = [arm for arm in runs.arms if runs.trained_by(arm) < ROOM]
+    for figure, name in FIGURES.items():
+        most, least = runs.ratios(last, figure), runs.ratios(first, figure)
+        share = {"share of full's": round(most["lilt"], 2)}
+        rows.append(target(f"lilt at least level with full, all pairs: {name}", share, most["lilt"] >= 1))
+        best = runs.best_below(most, ROOM)
+        share = {"share of full's": round(most.get(best, 0), 2), "recipe": best}
+        asked = f"a recipe that trains below 1 % at 75 % of full, all pairs: {name}"
+        rows.append(target(asked, share, most.get(best, 0) >= 0.75))
+        kept = runs.against_full(figure, last, frugal)
+        best = max(kept, key=lambda arm: kept[arm])
+        share = {"share of full's": round(kept[best], 2), "arm": best}
+        asked = f"a head on kept states that trains below 1 % at 75 % of full, all pairs: {name}"
+        rows.append(target(asked, share, kept[best] >= 0.75))
+        above = frugal_above(least)
+        asked = f"the frugal recipes ahead of full at 1 % of the pairs: {name}"
+        rows.append(target(asked, {"ahead": ", ".join(above) or "none"}, len(above) == len(least) - 2))
+        kept = runs.against_full(figure, first)
+        above = [arm for arm in kept if kept[arm] > 1]
+        asked = f"the heads on kept states ahead of full at 1 % of the pairs: {name}"
+        rows.append(target(asked, {"ahead": f"{len(above)} of {len(kept)}"}, len(above) == len(kept)))
+    return rows
+
+
+def page(folder: Path) -> str:
+    runs = Heads(folder)
+    arms = {arm: SETTINGS["arms"][arm] for arm in runs.arms}
+    return fill(Path(__file__).parent, runs=runs, results=runs.results, arms=arms, kept=SETTINGS["kept"])
+
+
+def plots(folder: Path) -> dict[str, Figure]:
+    """R@1 and zero-shot against the share of the pairs: some recipes, and all heads on kept states."""
+    runs = Heads(folder)
+    figure, drawn = panels(len(FIGURES), 12, 5.4)
+    recipes = [recipe for recipe in ("full", "lit", "lilt", "projections") if recipe in runs.recipes]
+    lines = [("run", recipe, {"ls": "--", "marker": "s", "label": recipe}) for recipe in recipes]
+    lines += [("kept", arm, {"marker": "o", "label": f"kept: {arm}"}) for arm in runs.arms]
+    colors = colormaps["tab10"].colors
+    for panel, (name, label) in zip(drawn, FIGURES.items(), strict=True):
+        for part, arm, style in lines:
+            number = (recipes if part == "run" else runs.arms).index(arm)
+            values = [runs.values(name, part, arm, share) for share in runs.shares]
+            error_bars(panel, [100 * float(share) for share in runs.shares], values, color=colors[number], **style)
+        panel.set(xscale="log", xlabel="training pairs, %", ylabel=f"{label}, %", title=f"{label} by data")
+        panel.xaxis.set_major_formatter("{x:g}")
+    legend_below(figure, 5)
+    return {"pretrained": figure}
