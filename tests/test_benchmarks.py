@@ -177,6 +177,7 @@ def test_a_target_says_its_spread_and_one_seed_has_none():
     ("study", "results", "left_out"),
     [
         ("alignment", "alignment", ()),
+        ("pretrained", "pretrained", ("vision", "text", "arms", "recipes", "parts")),
         ("clip_moe", "clip_moe", ("data", "clothing", "seeds", "ancestor", "arms")),
         ("extraction", "choices", ("data", "ancestor", "only", "seeds")),
     ],
@@ -185,7 +186,8 @@ def test_committed_results_can_be_gone_on_with(study, results, left_out, monkeyp
     """Their settings are named as the program names them today."""
     program = importlib.import_module(f"benchmarks.{study}.__main__")
     monkeypatch.setattr(sys, "argv", [study])
-    names = ("data", "tokenizer", "seeds", "quick") if study == "alignment" else ("data", "quick")
+    aligns = study in ("alignment", "pretrained")
+    names = ("data", "tokenizer", "seeds", "quick") if aligns else ("data", "quick")
     names = ("data", "seeds") if study == "extraction" else names
     options = program.parse(None, *names, settings=program.SETTINGS)
     more = set(program.SETTINGS["experts"]) if study == "clip_moe" else set()
