@@ -42,6 +42,14 @@ def test_training_on_kept_states_is_training_on_the_pairs(settings, tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+def test_states_are_kept_without_dropout_and_the_model_goes_on_training():
+    model = align(make_encoder("vit"), make_encoder("bert"), "projections", projection_dim=8)
+    assert model.text_model.config.hidden_dropout_prob > 0
+    first, again = (keep_states(model, pico_pairs(4), pico_processor())[:] for _ in range(2))
+    torch.testing.assert_close(first["text_states"], again["text_states"], rtol=0, atol=0)
+    assert all(module.training for module in model.modules())
+
+
 def test_states_in_place_of_inputs_give_the_same_outputs():
     model, inputs = pair().eval(), batch()
     images, texts = model.encode_images(inputs["pixel_values"])[0], model.encode_texts(inputs["input_ids"])[0]
