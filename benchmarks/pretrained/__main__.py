@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_from_disk
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer, set_seed
 
 from benchmarks.alignment.study import Study, best_rate, compare, probes_before
@@ -33,6 +34,7 @@ SETTINGS = read_settings(__file__)
 PARTS = ["kept", "recipes"]
 LEFT_OUT = ("vision", "text", "arms", "recipes", "parts")  # of what a results file is known by
 QUICK_STEPS = 3
+COUNTED_PAIRS = 8  # that FLOPs are counted of
 # Of DINOv2, for an encoder without an image processor beside it.
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -91,6 +93,38 @@ class PretrainedStudy(Study):
                 given = (arm, own, seed_of_run, rate, steps[own])
                 results.run(f"kept/{arm}/{own:g}/{seed_of_run}", self.run_kept, *given)
 
+    def gflops(self) -> dict[str, dict[str, float]]:
+        """What a pair takes, in gigaflops: a training step of each recipe and of each arm's heads, and its states."""
+        rows = [self.pairs["train"][row] for row in range(COUNTED_PAIRS)]
+        batch = {name: value for name, value in self.collator(rows).items() if isinstance(value, torch.Tensor)}
+        found: dict[str, dict[str, float]] = {"recipes": {}, "states": {}, "heads": {}}
+        for recipe in self.options.recipes:
+            found["recipes"][recipe] = counted(learn, self.join(recipe), batch)
+        for arm in self.options.arms:
+            model = self.join_arm(arm)
+            found["states"][arm] = counted(states_of, model, batch)
+            found["heads"][arm] = counted(learn, model, states_of(model, batch))
+        return found
+
+
+def counted(run: Callable[..., Any], *given: Any) -> float:
+    """Gigaflops a pair of what is run on `COUNTED_PAIRS` of them."""
+    with FlopCounterMode(display=False) as counter:
+        run(*given)
+    return counter.get_total_flops() / COUNTED_PAIRS / 1e9
+
+
+def learn(model: DualEncoderModel, inputs: dict[str, torch.Tensor]) -> None:
+    """Forward and backward."""
+    model(**inputs).logits_per_image.sum().backward()
+
+
+@torch.no_grad()
+def states_of(model: DualEncoderModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What frozen encoders say of a batch."""
+    images, texts = model.encode_images(batch["pixel_values"])[0], model.encode_texts(batch["input_ids"])[0]
+    return {"image_states": images, "text_states": texts}
+
 
 def columns(states: Dataset) -> dict[str, torch.Tensor]:
     return {name: states[:][name] for name in states.column_names}
@@ -129,6 +163,7 @@ def main() -> None:
         pairs = {name: len(rows) for name, rows in study.pairs.items()}
         about = {"encoders": study.encoders, "pairs": pairs, "layers": study.layers()}
         results.save(**about, before=probes_before(study))
+    results.save(gflops={**results.found.get("gflops", {}), **study.gflops()})
     own = {"recipes": SETTINGS["steps"], "kept": SETTINGS["kept"]["steps"]}
     steps = {part: {share: QUICK_STEPS if options.quick else own[part][share] for share in own[part]} for part in own}
     if "kept" in options.parts:

