@@ -43,8 +43,11 @@ def test_a_probed_classifier_is_measured_before_any_step_and_trained_as_one_whos
         return measure(trainer)
 
     monkeypatch.setattr(classifiers, "measure", kept)
-    found = train_classifier(pico_clip(), task, arguments, 3, "test", probed=True)
-    expected = as_classifier(pico_clip(), modality, 3, 3)
+    ancestor = pico_clip()
+    for config in (ancestor.config.vision_config, ancestor.config.text_config):
+        config.attention_dropout = 0.5  # so that training depends on the random state that it begins with
+    found = train_classifier(ancestor, task, arguments, 3, "test", probed=True)
+    expected = as_classifier(ancestor, modality, 3, 3)
     probe_head(expected, task.splits["train"])
     rows = task.splits["test"].columns
     with torch.no_grad():
