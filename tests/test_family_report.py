@@ -79,3 +79,30 @@ def test_probes_are_a_table_for_each_task_layer_by_layer(folder):
     assert "| digits | 0 | 1 |\n" in page
     assert cells(page, "ancestor, 6 x 192")[-1][1:] == ["50.0 / 10.0", "75.0 / 80.0"]
     assert "| MM-LG, bundled, 3 x 96 | 25.0 / 20.0 |  |\n" in page
+
+
+def test_probed_heads_are_a_table_for_each_task_beside_random_ones(folder):
+    found = read(folder / "family.json")
+    found["runs"] = {key: run for key, run in found["runs"].items() if "-probed/" not in key}
+    write(folder / "family.json", found)
+    without = report.page(folder)
+    assert "head probed first" not in without
+    random = cells(without, "scratch")[-1][2]  # digits
+    for size, top1 in (("2x64", 0.5), ("3x96", 0.7)):
+        for seed in (0, 1):
+            probe = {"top1": top1 - 0.2 + 0.1 * seed, "mean_per_class": 0.0}
+            found["runs"][f"digits-probed/scratch/{size}/{seed}"] = {
+                "probe": probe,
+                "top1": top1,
+                "mean_per_class": 0.0,
+            }
+        found["runs"][f"tuning-digits-probed/scratch/{size}/0.001"] = {"probe": {"top1": 1.0}, "top1": 1.0}
+    write(folder / "family.json", found)
+    page = report.page(folder)
+    steps = found["settings"]["encoder_steps"]
+    after = f"after {steps} steps"
+    assert f"| digits, image-only | random head, {after} | head probed first: before any step | {after} |\n" in page
+    assert "| clothes, image-only | random head" not in page
+    assert cells(page, "scratch")[-1][1:] == [random, "45.0 ± 7.1", "60.0 ± 0.0"]
+    added = page.index("The same with the head probed first")
+    assert page[:added] + page[page.index("## What imitating embeddings loses") :] == without

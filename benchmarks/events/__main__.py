@@ -25,7 +25,7 @@ from torch import nn
 from transformers import CLIPForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "examples" / "event_classification"))
-from fine_tuning import examples, fine_tune, freeze_layers, image_processor, probe_head, scores
+from fine_tuning import examples, fine_tune, freeze_layers, image_processor, scores
 from projections import charge_at, read_events, to_images
 from simulate import CLASSES, REAL_LIKE, SIMULATED, simulate_events
 from tasks import chamber_extent
@@ -35,6 +35,7 @@ from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
 from benchmarks.events import report
 from mmlg_hf import from_learngene
+from mmlg_hf.training import probe_head
 
 SETTINGS = read_settings(__file__)
 SELECTION_SEED, IMAGE_SIZE = 100, 48
@@ -174,7 +175,7 @@ def fit_network(
     train = [tensors(data, "pool", *drawn(setting))[index] for index in chosen]
     model = make(len(data.classes), setting)
     if probed:
-        probe_head(model, train, setting["strength"])
+        probe_head(model, train, strength=setting["strength"], balanced=True)
         freeze_layers(model, setting["frozen_layers"])
     length = {name: setting[name] for name in ("steps", "learning_rate")}
     trainer = fine_tune(model, train, data.classes, output_dir="runs/events", seed=seed, quiet=True, **length)

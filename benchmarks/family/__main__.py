@@ -11,6 +11,7 @@ Methods: `starts.py`; sizes and steps: `settings.yaml`; how it is measured: READ
                 (with --long by Muon, too, since genes are extracted by it; of DISTILLED only with --methods)
     encoders    image-only descendants classify digits and other photos (--clothing), text-only ones titles into
                 sub-categories
+    heads       the same, the head probed first: what a probe alone has, and what the same steps make of it
     probes      linear probes after each layer of image encoders: the ancestor's, and one size of some starts
 
 Runs that the results file holds are not repeated. Plots are drawn beside it; `python -m benchmarks` makes the page.
@@ -36,10 +37,11 @@ from benchmarks.common.options import output_folder, parse, settings_of
 from benchmarks.common.pages import save
 from benchmarks.common.results import Results
 from benchmarks.common.training import Rows, batches_of, figures, photos, training
-from benchmarks.family.arrays import Family
+from benchmarks.family.arrays import Family, probed_name
 from benchmarks.family.classifiers import clothing_task, digit_task, text_task, train_classifier
 from benchmarks.family.controls import Controls, records
 from benchmarks.family.cost import extraction_gflops, forward_gflops, gflops, muon_gflops
+from benchmarks.family.curves import Curve
 from benchmarks.family.probes import probe_layers
 from benchmarks.family.report import plots_of
 from benchmarks.family.settings import CONFIGURATIONS, SETTINGS, known_rows, load_pairs, make_quick_ancestor
@@ -67,7 +69,8 @@ from mmlg_hf.training import ContrastiveTrainer, ImageTextCollator, with_muon
 Size = Sequence[int]  # depth and width
 TUNING_SEED = 100
 FEATURE_WEIGHT = 30.0  # of distillation beside contrast; 10 and imitation alone were tried on validation (LOG.md)
-PARTS = ["family", "curves", "encoders", "probes"]
+ENCODERS = {"encoders": False, "heads": True}  # whether the head is probed before the first step
+PARTS = ["family", "curves", *ENCODERS, "probes"]
 PROBED = ("rotated inheritance", *TRAINED, BUNDLED)
 CURVE_SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the steps, where curves are measured
 MEASURED = ("image_to_text_R@1", "image_to_text_R@10", "mean_R@1")
@@ -210,12 +213,12 @@ class Study:
         return ContrastiveTrainer(model, args, self.collator, rows, **given)
 
     def classify(
-        self, task: str, method: str, seed: int, genes_of: int, split: str, size: Size, rate: float
+        self, task: str, probed: bool, method: str, seed: int, genes_of: int, split: str, size: Size, rate: float
     ) -> dict[str, Any]:
         """An image-only or text-only descendant as a classifier."""
         model = STARTS[method](self.sources(genes_of), *size, seed)
         arguments = self.arguments(self.options.encoder_steps, rate)
-        return {"rate": rate, **train_classifier(model, self.tasks[task], arguments, seed, split)}
+        return {"rate": rate, **train_classifier(model, self.tasks[task], arguments, seed, split, probed)}
 
     def best_rate(self, key: str, rates: list[float], figure: str, make: Callable[..., dict]) -> float:
         """The rate with the best figure on validation, summed over the tuning sizes; `make` takes size and rate."""
@@ -249,15 +252,21 @@ class Study:
                         continue
                     make = partial(self.run, method, seed, seed, *how)
                     self.run_sizes(f"{part}/{method}", seed, sizes, make, rates[method])
-        for seed, method, task in product(options.seeds, options.methods, self.tasks):
-            if "encoders" in options.parts:
-                make = partial(self.classify, task, method, TUNING_SEED, seed, "validation")
-                rate = self.best_rate(f"tuning-{task}/{method}", options.encoder_rates, "top1", make)
-                make = partial(self.classify, task, method, seed, seed, "test")
-                self.run_sizes(f"{task}/{method}", seed, options.encoder_sizes, make, rate)
+        for probed in (ENCODERS[part] for part in ENCODERS if part in options.parts):
+            self.classify_all(probed)
         if "probes" in options.parts:
             self.probe_all()
         self.results.save(genes=self.costs())
+
+    def classify_all(self, probed: bool) -> None:
+        """Fine-tune all classifiers, their heads probed first or not, each at the rate that is best for it."""
+        options = self.options
+        for seed, method, task in product(options.seeds, options.methods, self.tasks):
+            name, run = probed_name(task) if probed else task, partial(self.classify, task, probed, method)
+            make = partial(run, TUNING_SEED, seed, "validation")
+            rate = self.best_rate(f"tuning-{name}/{method}", options.encoder_rates, "top1", make)
+            make = partial(run, seed, seed, "test")
+            self.run_sizes(f"{name}/{method}", seed, options.encoder_sizes, make, rate)
 
     def probe_all(self) -> None:
         """Probe the ancestor, the tuning sizes of some starts, and the bundled gene at its own size, too."""
@@ -312,29 +321,6 @@ class Study:
         for path in self.work.glob("genes-*/*.json"):
             genes[f"{path.parent.name}/{path.stem}"] = json.loads(path.read_text())
         return genes | records(self.work)
-
-
-class Curve(TrainerCallback):
-    """Measures a model before and while it is trained.
-
-    Attributes:
-        points: the figures at each measured step.
-        seconds: that measuring took.
-    """
-
-    def __init__(self, steps: Sequence[int], measure: Callable[[], dict[str, float]]) -> None:
-        self.steps, self.measure, self.points, self.seconds = steps, measure, [], 0.0
-        self._measure_at(0)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self._measure_at(state.global_step)
-        model.train()
-
-    def _measure_at(self, step: int) -> None:
-        if step in self.steps:
-            started = time.perf_counter()
-            self.points.append({"step": step, **self.measure()})
-            self.seconds += time.perf_counter() - started
 
 
 def name_of(size: Size) -> str:

@@ -11,6 +11,11 @@ Array = Any
 ENCODER_TASKS = {"clothes": "image-only", "digits": "image-only", "titles": "text-only"}
 
 
+def probed_name(task: str) -> str:
+    """How a task's runs are named in which the head is probed before the first step."""
+    return f"{task}-probed"
+
+
 class Family(Runs):
     """The study's figures in per cent, one value for each seed.
 
@@ -19,6 +24,7 @@ class Family(Runs):
         curve_methods: those of them that have a curve.
         tasks: of single encoders, those that any method was measured on.
         encoder_methods: the methods that were measured on any of them.
+        probed_tasks: those that any method was measured on with its head probed first.
     """
 
     def __init__(self, results: dict[str, Any]) -> None:
@@ -27,12 +33,12 @@ class Family(Runs):
         self.sizes, (self.curve_size, *_) = (
             [f"{depth}x{width}" for depth, width in self.settings[name]] for name in ("sizes", "curve_sizes")
         )
-        self.tasks = {
-            task: kind
-            for task, kind in ENCODER_TASKS.items()
-            if any(self.all(task, method) for method in self.methods)
-        }
-        self.encoder_methods = [name for name in self.methods if any(self.all(task, name) for task in self.tasks)]
+        self.tasks, self.probed_tasks = (
+            {task: kind for task, kind in ENCODER_TASKS.items() if self.measured_on(named(task))}
+            for named in (str, probed_name)
+        )
+        measured = {name for task in self.tasks for name in self.measured_on(task)}
+        self.encoder_methods = [name for name in self.methods if name in measured]
         self.curve_methods = [method for method in self.methods if self.all("curves", method, self.curve_size)]
 
     def of(self, method: str, size: str, when: str, figure: str) -> Array:
@@ -59,9 +65,13 @@ class Family(Runs):
         """Seconds that a curve's training took, the median over seeds."""
         return float(np.median(self.values("seconds", "curves", method, self.curve_size, scale=1)))
 
-    def classifier(self, method: str, task: str) -> Array:
+    def measured_on(self, task: str) -> list[str]:
+        """The methods whose single encoders were measured on a task."""
+        return [method for method in self.methods if self.all(task, method)]
+
+    def classifier(self, method: str, task: str, figure: str = "top1") -> Array:
         """Mean accuracy over the sizes of image-only or text-only descendants, by seed; empty if not measured."""
-        sizes = [self.values("top1", task, method, size) for size in self.names(task, method)]
+        sizes = [self.values(figure, task, method, size) for size in self.names(task, method)]
         return np.mean(sizes, axis=0) if sizes else np.array([])
 
     def probes(self, task: str) -> dict[str, dict[str, list[float]]]:

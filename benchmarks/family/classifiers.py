@@ -1,7 +1,9 @@
 """The study's image-only and text-only descendants, each fine-tuned as a classifier."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from mmlg_hf import CLIPTextForSequenceClassification
 from mmlg_hf.data import load_image_text, process_images
 from mmlg_hf.demo.digits import digit_splits
 from mmlg_hf.evaluation.classification import classification_metrics
+from mmlg_hf.training import probe_head
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,32 @@ def as_classifier(model: CLIPModel, modality: str, num_labels: int, seed: int) -
 
 
 def train_classifier(
-    model: CLIPModel, task: Task, arguments: dict[str, Any], seed: int, split: str
-) -> dict[str, float]:
-    """Fine-tune one encoder with the stock Trainer; return accuracies on a split of the task, and the seconds."""
+    model: CLIPModel, task: Task, arguments: dict[str, Any], seed: int, split: str, probed: bool = False
+) -> dict[str, Any]:
+    """Fine-tune one encoder with the stock Trainer; return accuracies on a split of the task, and the seconds.
+
+    Args:
+        probed: set the head to a logistic regression on the training rows before the first step; "probe" then has the
+            accuracies with it, and the seconds that it took.
+    """
     classifier, arguments = as_classifier(model, task.modality, len(task.names), seed), {**arguments, "seed": seed}
     data = {"train_dataset": task.splits["train"], "eval_dataset": task.splits[split]}
     trainer = Trainer(classifier, TrainingArguments(**arguments), compute_metrics=classification_metrics, **data)
+    before: dict[str, Any] = {}
+    if probed:
+        seconds = seconds_of(partial(probe_head, classifier, task.splits["train"]))
+        before = {"probe": {**measure(trainer), "seconds": seconds}}
+        set_seed(seed)  # as the Trainer set it: measuring is no part of the training that follows
+    seconds = seconds_of(trainer.train)
+    return {**before, **measure(trainer), "seconds": seconds}
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
     started = time.perf_counter()
-    trainer.train()
-    seconds = round(time.perf_counter() - started, 2)
+    work()
+    return round(time.perf_counter() - started, 2)
+
+
+def measure(trainer: Trainer) -> dict[str, float]:
     found = trainer.evaluate()
-    return {"top1": found["eval_accuracy"], "mean_per_class": found["eval_mean_per_class"], "seconds": seconds}
+    return {name: found[f"eval_{key}"] for name, key in (("top1", "accuracy"), ("mean_per_class", "mean_per_class"))}

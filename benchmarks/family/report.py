@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from benchmarks.common.pages import fill, legend_below, panels, spread
 from benchmarks.common.results import read
 from benchmarks.family import targets as asked
-from benchmarks.family.arrays import Family
+from benchmarks.family.arrays import Family, probed_name
 from benchmarks.family.cost import family_cost
 from benchmarks.family.starts import BUNDLED, BY_MUON, CLIP_MAP, FRONT, LONGER, STUDENTS, TRAINED
 
@@ -53,6 +53,7 @@ def page(folder: Path) -> str:
     prices = {name: family_cost(family, found["long"], BY_MUON, name) for name in longer if len(longer) > 1}
     trained = {name: made[0] for name in TRAINED if (made := family.made(name))}
     about = {"gene": gene, "prices": prices, "trained": trained, "targets": asked.targets(**found), "recall": RECALL}
+    about["probed_name"] = probed_name
     return fill(Path(__file__).parent, **about, **found)
 
 

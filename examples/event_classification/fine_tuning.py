@@ -1,11 +1,10 @@
-"""Fine-tune an image classifier on event images with the stock Trainer: class weights, a probed head, the scores."""
+"""Fine-tune an image classifier on event images with the stock Trainer: class weights, frozen layers, the scores."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, PrinterCallback, Trainer, TrainingArguments
@@ -87,35 +86,6 @@ def freeze_layers(model: nn.Module, layers: int) -> None:
     if layers:
         for part in (vision.embeddings, vision.pre_layrnorm, *vision.encoder.layers[:layers]):
             part.requires_grad_(False)
-
-
-@torch.no_grad()
-def probe_head(model: nn.Module, train: list[dict], strength: float = 0.1) -> None:
-    """Set the classifier of a `CLIPForImageClassification` to a logistic regression on its own pooled features.
-
-    With few events a random head would send random gradients through the pre-trained layers; a probed head starts
-    fine-tuning from a working classifier (linear probing, then fine-tuning: arXiv 2202.10054).
-
-    Args:
-        train: from `examples`.
-        strength: inverse of the L2 penalty, on standardised features.
-    """
-    model.eval()
-    batches = [train[i : i + 128] for i in range(0, len(train), 128)]
-    states = [model.vision_model(torch.stack([e["pixel_values"] for e in b])).last_hidden_state for b in batches]
-    features = torch.cat([state[:, 1:].mean(dim=1) for state in states]).double().numpy()  # as the stock class pools
-    labels = np.array([e["labels"] for e in train])
-    mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
-    probe = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced")
-    probe.fit((features - mean) / spread, labels)
-    weight, bias = probe.coef_ / spread, probe.intercept_
-    bias = bias - weight @ mean
-    if len(probe.classes_) == 2:  # one logit of difference, shared out between the two classes
-        weight, bias = np.stack([-weight[0], weight[0]]) / 2, np.array([-bias[0], bias[0]]) / 2
-    full_weight, full_bias = torch.zeros_like(model.classifier.weight), torch.full_like(model.classifier.bias, -10.0)
-    full_weight[probe.classes_], full_bias[probe.classes_] = (torch.as_tensor(v).to(full_bias) for v in (weight, bias))
-    model.classifier.weight.copy_(full_weight)
-    model.classifier.bias.copy_(full_bias)
 
 
 def fine_tune(

@@ -16,13 +16,14 @@ from typing import Annotated
 import figures
 import torch
 import typer
-from fine_tuning import check_labels, examples, fine_tune, freeze_layers, image_processor, probe_head, scores
+from fine_tuning import check_labels, examples, fine_tune, freeze_layers, image_processor, scores
 from rich.console import Console
 from rich.table import Table
 from tasks import Task, file_task, one_against_rest, simulated_task
 
 from mmlg_hf import from_learngene
 from mmlg_hf.errors import LearngeneError
+from mmlg_hf.training import probe_head
 
 
 def make_task(
@@ -58,7 +59,7 @@ def classify(
     processor = image_processor(model.config.vision_config.image_size)
     labels = task.train[1]
     train = examples(task.images(task.train[0]), labels, processor)
-    probe_head(model, train)
+    probe_head(model, train, balanced=True)  # few events would be spoilt by a random head's gradients
     freeze_layers(model, frozen_layers)
     output_dir.mkdir(parents=True, exist_ok=True)
     trainer = fine_tune(

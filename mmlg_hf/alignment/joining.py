@@ -14,13 +14,13 @@ from transformers import (
 from ..checkpoints import AutoImageProcessor
 from ..data.texts import check_tokenizer, pads_to_one_length
 from ..errors import LearngeneError, first_line
+from ..training.modes import evaluating
 from .configuration import MAX_LOGIT_SCALE, MIN_LOGIT_SCALE, DualEncoderConfig
 from .dual_encoder import DualEncoderModel
 from .encoders import choose_dtype, load_encoder, record_base
 from .layers import cut_layers
 from .pooling import check_pooling, default_pooling
 from .recipes import parts_of
-from .states import evaluating
 
 
 def align(

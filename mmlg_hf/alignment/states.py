@@ -1,16 +1,16 @@
 """States of frozen encoders, computed once: what alignment by heads alone trains on."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import logging
 
 from ..data import ImageTextCollator
 from ..errors import LearngeneError
+from ..training.modes import evaluating
 from .recipes import trained_names
 
 if TYPE_CHECKING:
@@ -62,18 +62,6 @@ def trains_heads_alone(model: "DualEncoderModel") -> bool:
     """Whether no weight of an encoder is trained, by the recipe or since the user unfroze it."""
     trained = trained_names(model) | {name for name, value in model.named_parameters() if value.requires_grad}
     return not any(name.startswith(("vision_model.", "text_model.")) for name in trained)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and every module back into its own mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def batches_of(

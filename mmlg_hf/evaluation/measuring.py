@@ -15,6 +15,7 @@ from ..data import open_image, undecoded
 from ..data.captions import check_length
 from ..data.texts import check_tokenizer, text_config_of
 from ..errors import LearngeneError, first_line
+from ..training.modes import evaluating
 
 _PARTS = {"image_processor": BaseImageProcessor, "tokenizer": PreTrainedTokenizerBase}
 
@@ -122,18 +123,15 @@ def measuring(model: nn.Module, device: str | torch.device | None = None) -> Ite
     Raises:
         LearngeneError: if the model cannot be moved there.
     """
-    modes, before = [(module, module.training) for module in model.modules()], device_of(model)
+    before = device_of(model)
     moves = device is not None and not _is(before, device)
     if moves:
         with explained(f"the {type(model).__name__} cannot be moved to the device {str(device)!r}"):
             model.to(device)
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             yield
     finally:
-        for module, mode in modes:  # one by one: a frozen part may be in evaluation mode while the rest trains
-            module.training = mode
         if moves:
             model.to(before)
 

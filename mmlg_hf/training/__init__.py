@@ -1,4 +1,4 @@
-"""Training by contrast with the transformers Trainer: the trainer, its losses, its optimizers."""
+"""Training by contrast with the transformers Trainer: the trainer, its losses, its optimizers; a probed head."""
 
 from .. import lazy_names
 
@@ -12,6 +12,7 @@ _MODULE_OF = {
     "feature_distillation_loss": "losses",
     "sigmoid_loss": "losses",
     "soft_distillation_loss": "losses",
+    "probe_head": "heads",
     "MuonFactory": "optimizers",
     "StackedMuon": "optimizers",
     "with_muon": "optimizers",
