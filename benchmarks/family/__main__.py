@@ -1,6 +1,6 @@
 """What a gene is worth: descendants of many sizes, started in every way a user could, before and after fine-tuning.
 
-    python -m benchmarks.family --data FOLDER       the study (1.5 hours on one core)
+    python -m benchmarks.family --data FOLDER       the study (some 3 hours on one core)
     python -m benchmarks.family --quick --data FOLDER                 all of it, small, in under 20 minutes
     python -m benchmarks.family --configuration openai-flickr30k      another ancestor and data set
 
