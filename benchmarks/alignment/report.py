@@ -22,9 +22,9 @@ class Recipes(Runs):
         self.recipes = self.names("run")
         self.shares = sorted({share for recipe in self.recipes for share in self.names("run", recipe)}, key=float)
 
-    def trained(self, recipe: str) -> float:
+    def trained(self, recipe: str, part: str = "run") -> float:
         """Trained parameters in per cent."""
-        run = self.all("run", recipe)[0]
+        run = self.all(part, recipe)[0]
         return 100 * run["trainable"] / run["parameters"]
 
     def shown(self, figure: str, recipe: str, share: str) -> np.ndarray:

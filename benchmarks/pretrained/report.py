@@ -22,23 +22,20 @@ class Heads(Recipes):
         super().__init__(folder, "pretrained")
         self.arms = self.names("kept")
 
-    def trained_by(self, arm: str) -> float:
-        """Trained parameters of an arm in per cent."""
-        run = self.all("kept", arm)[0]
-        return 100 * run["trainable"] / run["parameters"]
-
     def against_full(self, figure: str, share: str, arms: list[str] | None = None) -> dict[str, float]:
         """What each arm has at a share of the pairs, as a share of what `full` has."""
         full = self.values(figure, "run", "full", share).mean()
         return {arm: self.values(figure, "kept", arm, share).mean() / full for arm in arms or self.arms}
 
-    def teraflops(self, part: str, name: str, share: str) -> float:
-        """What a run took; of an arm with the states of its pairs, each computed once."""
+    def teraflops(self, part: str, name: str, share: str) -> str:
+        """What a run took, of an arm with the states of its pairs, each computed once; nothing where none was made."""
+        if not self.all(part, name, share):
+            return ""
         run, gflops = self.all(part, name, share)[0], self.results["gflops"]
+        seen = run["steps"] * (self.settings["batch_size"] if part == "run" else SETTINGS["kept"]["batch_size"])
         if part == "run":
-            return run["steps"] * self.settings["batch_size"] * gflops["recipes"][name] / 1e3
-        seen = run["steps"] * SETTINGS["kept"]["batch_size"]
-        return (run["pairs"] * gflops["states"][name] + seen * gflops["heads"][name]) / 1e3
+            return f"{seen * gflops['recipes'][name] / 1e3:.1f}"
+        return f"{(run['pairs'] * gflops['states'][name] + seen * gflops['heads'][name]) / 1e3:.1f}"
 
     def best_arm(self, figure: str, share: str) -> str:
         """The arm with the best mean at a share."""
@@ -49,7 +46,7 @@ def targets(folder: Path) -> list[dict[str, Any]]:
     """The three questions of the alignment study, of the recipes and of heads on kept states."""
     runs, rows = Heads(folder), []
     first, last = runs.shares[0], runs.shares[-1]
-    frugal = [arm for arm in runs.arms if runs.trained_by(arm) < ROOM]
+    frugal = [arm for arm in runs.arms if runs.trained(arm, "kept") < ROOM]
     for figure, name in FIGURES.items():
         most, least = runs.ratios(last, figure), runs.ratios(first, figure)
         share = {"share of full's": round(most["lilt"], 2)}
@@ -90,8 +87,9 @@ def plots(folder: Path) -> dict[str, Figure]:
     for panel, (name, label) in zip(drawn, FIGURES.items(), strict=True):
         for part, arm, style in lines:
             number = (recipes if part == "run" else runs.arms).index(arm)
-            values = [runs.values(name, part, arm, share) for share in runs.shares]
-            error_bars(panel, [100 * float(share) for share in runs.shares], values, color=colors[number], **style)
+            shares = [share for share in runs.shares if runs.all(part, arm, share)]
+            values = [runs.values(name, part, arm, share) for share in shares]
+            error_bars(panel, [100 * float(share) for share in shares], values, color=colors[number], **style)
         panel.set(xscale="log", xlabel="training pairs, %", ylabel=f"{label}, %", title=f"{label} by data")
         panel.xaxis.set_major_formatter("{x:g}")
     legend_below(figure, 5)
