@@ -152,7 +152,7 @@ def compare(
 
     Args:
         tuning: `seed`, `share` and `rates` of the runs that choose.
-        steps: of each share.
+        steps: of each share; a share without steps is left out.
         probed: whether encoders are probed after runs on the largest share.
     """
     options, rates = study.options, tuning["rates"]
@@ -161,7 +161,8 @@ def compare(
     for recipe in options.recipes if options.tune else ():
         run = partial(study.run, recipe, tuning["share"], tuning["seed"], **steps_tried)
         best[recipe] = best_rate(results, f"tuning/{recipe}", rates, run)
-    for seed, share, recipe in product(options.seeds, options.shares, options.recipes):
+    shares = [share for share in options.shares if share in steps]
+    for seed, share, recipe in product(options.seeds, shares, options.recipes):
         given = (recipe, share, seed, best[recipe], steps[share], "test", probed and share == max(options.shares))
         results.run(f"run/{recipe}/{share:g}/{seed}", study.run, *given)
 

@@ -21,21 +21,20 @@ class Heads(Recipes):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, "pretrained")
         self.arms = self.names("kept")
+        self.kept_shares = self.names("kept", self.arms[0])
 
     def against_full(self, figure: str, share: str, arms: list[str] | None = None) -> dict[str, float]:
         """What each arm has at a share of the pairs, as a share of what `full` has."""
         full = self.values(figure, "run", "full", share).mean()
         return {arm: self.values(figure, "kept", arm, share).mean() / full for arm in arms or self.arms}
 
-    def teraflops(self, part: str, name: str, share: str) -> str:
-        """What a run took, of an arm with the states of its pairs, each computed once; nothing where none was made."""
-        if not self.all(part, name, share):
-            return ""
+    def teraflops(self, part: str, name: str, share: str) -> float:
+        """What a run took; of an arm with the states of its pairs, each computed once."""
         run, gflops = self.all(part, name, share)[0], self.results["gflops"]
         seen = run["steps"] * (self.settings["batch_size"] if part == "run" else SETTINGS["kept"]["batch_size"])
         if part == "run":
-            return f"{seen * gflops['recipes'][name] / 1e3:.1f}"
-        return f"{(run['pairs'] * gflops['states'][name] + seen * gflops['heads'][name]) / 1e3:.1f}"
+            return seen * gflops["recipes"][name] / 1e3
+        return (run["pairs"] * gflops["states"][name] + seen * gflops["heads"][name]) / 1e3
 
     def best_arm(self, figure: str, share: str) -> str:
         """The arm with the best mean at a share."""
@@ -87,7 +86,7 @@ def plots(folder: Path) -> dict[str, Figure]:
     for panel, (name, label) in zip(drawn, FIGURES.items(), strict=True):
         for part, arm, style in lines:
             number = (recipes if part == "run" else runs.arms).index(arm)
-            shares = [share for share in runs.shares if runs.all(part, arm, share)]
+            shares = runs.shares if part == "run" else runs.kept_shares
             values = [runs.values(name, part, arm, share) for share in shares]
             error_bars(panel, [100 * float(share) for share in shares], values, color=colors[number], **style)
         panel.set(xscale="log", xlabel="training pairs, %", ylabel=f"{label}, %", title=f"{label} by data")
