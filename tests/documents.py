@@ -61,6 +61,7 @@ def stand_ins(folder):
         "max_steps=8000, per_device_train_batch_size=64": "max_steps=2, per_device_train_batch_size=8",
         "max_steps=200, per_device_train_batch_size=64": "max_steps=2, per_device_train_batch_size=8",
         "test_size=500": "test_size=8",
+        "range(600)": "range(16)",
         "width=384": "width=32",
         '"max_steps": 60': '"max_steps": 4',
         '"max_steps": 20': '"max_steps": 2',

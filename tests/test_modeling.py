@@ -13,7 +13,7 @@ from mmlg_hf.errors import LearngeneError
 from mmlg_hf.expansion import LAYER_AXES, mixing_coefficients
 from mmlg_hf.modeling_learngene import LearngeneForImageClassification, LearngeneModel
 
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+CLOSE = {"atol": 3e-5, "rtol": 1e-5}  # values go up to 20, whose float32 steps are 2e-6
 
 
 @pytest.fixture(scope="module")

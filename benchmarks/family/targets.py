@@ -4,12 +4,12 @@ from itertools import product
 from typing import Any
 
 from benchmarks.common.targets import target
-from benchmarks.family.arrays import Family, difference
+from benchmarks.family.arrays import Family, difference, probed_name
 from benchmarks.family.cost import family_cost
 from benchmarks.family.starts import BUNDLED, BY_MUON, CONTROLS, DISTILLED, LONGER
 
 SHORT, EARLIER = "MM-LG", ("TLEG", "SWS", "Chebyshev")  # extracted with the same number of steps
-SCRATCH = ("scratch", BY_MUON)
+SCRATCH, INHERITED = ("scratch", BY_MUON), "rotated inheritance"
 FIGURES = {"top1": "zero-shot", "image_to_text_R@10": "R@10", "mean_R@1": "R@1"}
 SMALLER = {"half depth": (3, 192), "half width": (6, 96), "half of both": (3, 96)}
 
@@ -34,6 +34,7 @@ def targets(family: Family, long: Family, short: Family, distilled: Family, zoo:
         *(row for name in scratch for row in cost(family_cost(family, long, name), name)),
         *(row for gene in longer for row in cost(family_cost(family, long, BY_MUON, gene), BY_MUON, gene)),
         *storage(family),
+        *transfer(family),
     ]
 
 
@@ -106,4 +107,17 @@ def storage(family: Family) -> Rows:
     for what, (limit, whole, note) in wholes.items():
         asked = f"4. the gene takes at most {limit} % of the {what}'s bytes"
         rows.append(target(asked, {"per_cent": round(100 * gene / whole, 1)}, 100 * gene / whole <= limit, note))
+    return rows
+
+
+def transfer(family: Family) -> Rows:
+    """Points over inheritance on each task for one encoder, under a random head and under a probed one."""
+    rows, steps = [], family.settings["encoder_steps"]
+    for task, probed in product(family.probed_tasks, (False, True)):
+        name, head = (probed_name(task), "probed first") if probed else (task, "random")
+        ours, theirs = (family.classifier(method, name) for method in (BUNDLED, INHERITED))
+        if len(ours) and len(theirs):
+            margin = difference(ours, theirs)
+            asked = f"5. {task} in {steps} steps, head {head}: {BUNDLED} ahead of {INHERITED}"
+            rows.append(target(asked, margin, margin.mean() > 0))
     return rows
