@@ -113,7 +113,7 @@ def storage(family: Family) -> Rows:
 def transfer(family: Family) -> Rows:
     """Points over inheritance on each task for one encoder, under a random head and under a probed one."""
     rows, steps = [], family.settings["encoder_steps"]
-    for task, probed in product(family.probed_tasks, (False, True)):
+    for task, probed in product(family.tasks, (False, True)):
         name, head = (probed_name(task), "probed first") if probed else (task, "random")
         ours, theirs = (family.classifier(method, name) for method in (BUNDLED, INHERITED))
         if len(ours) and len(theirs):

@@ -69,7 +69,7 @@ def _config_again(cut: Any, count: int, modality: str) -> Any:
         with torch.device("meta"):
             again = encoder_class(config)._from_config(config)
         have, want = ({name for name, _ in model.named_parameters() if "pooler" not in name} for model in (cut, again))
-        reason = "" if have == want else "its config gives other weights"
+        reason = "" if have == want else "it has other weights than its config says, such as an earlier alignment's"
     except (ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         reason = first_line(error)
     if reason:
