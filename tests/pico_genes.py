@@ -137,7 +137,7 @@ def reference_clip(gene: Any, config: CLIPConfig | None = None) -> CLIPModel:
         own = gene.config
         sides = {name: getattr(own, name).to_dict() for name in own.sub_configs}
         config = CLIPConfig(**sides, projection_dim=own.projection_dim)
-    model = CLIPModel(config).eval()
+    model = CLIPModel(config).to(gene.dtype).eval()
     filled = {}
     for name, tensor in model.state_dict().items():
         leading = tuple(slice(size) for size in tensor.shape)

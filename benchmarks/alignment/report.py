@@ -34,14 +34,14 @@ class Recipes(Runs):
         measured = figure in self.all("run", recipe, share)[0]
         return self.values(figure, "run", recipe, share) if measured else np.zeros(0)
 
-    def ratios(self, share: str, figure: str) -> dict[str, float]:
+    def ratios(self, share: str, figure: str, part: str = "run") -> dict[str, float]:
         """What each recipe has at a share of the pairs, as a share of what training everything has."""
-        means = {recipe: self.values(figure, "run", recipe, share).mean() for recipe in self.recipes}
-        return {recipe: mean / max(means["full"], 1e-7) for recipe, mean in means.items()}
+        full = max(self.values(figure, "run", "full", share).mean(), 1e-7)
+        return {recipe: self.values(figure, part, recipe, share).mean() / full for recipe in self.names(part)}
 
-    def best_below(self, ratios: dict[str, float], limit: float = 1.0) -> str | None:
+    def best_below(self, ratios: dict[str, float], limit: float = 1.0, part: str = "run") -> str | None:
         """The best recipe among those that train less than so many per cent; None if none does."""
-        frugal = [recipe for recipe in ratios if self.trained(recipe) < limit]
+        frugal = [recipe for recipe in ratios if self.trained(recipe, part) < limit]
         return max(frugal, key=lambda recipe: ratios[recipe], default=None)
 
 
@@ -50,18 +50,29 @@ def frugal_above(ratios: dict[str, float]) -> list[str]:
 
 
 def targets(folder: Path) -> list[dict[str, Any]]:
-    runs, rows = Recipes(folder), []
-    for figure, name in FIGURES.items():
-        most, least = runs.ratios(runs.shares[-1], figure), runs.ratios(runs.shares[0], figure)
-        best, above = runs.best_below(most), frugal_above(least)
-        share = {"share of full's": round(most["lilt"], 2)}
-        rows.append(target(f"lilt at least level with full, all pairs: {name}", share, most["lilt"] >= 1))
-        share = {"share of full's": round(most.get(best, 0), 2), "recipe": best}
-        asked = f"a recipe that trains below 1 % at 75 % of full, all pairs: {name}"
-        rows.append(target(asked, share, most.get(best, 0) >= 0.75))
-        asked = f"the frugal recipes ahead of full at 1 % of the pairs: {name}"
-        rows.append(target(asked, {"ahead": ", ".join(above) or "none"}, len(above) == len(least) - 2))
-    return rows
+    runs = Recipes(folder)
+    return [row for figure in FIGURES for row in recipe_targets(runs, figure)]
+
+
+def recipe_targets(runs: Recipes, figure: str) -> list[dict[str, Any]]:
+    """The study's three questions, by one figure."""
+    name, most, least = FIGURES[figure], runs.ratios(runs.shares[-1], figure), runs.ratios(runs.shares[0], figure)
+    share = {"share of full's": round(most["lilt"], 2)}
+    rows = [target(f"lilt at least level with full, all pairs: {name}", share, most["lilt"] >= 1)]
+    rows.append(frugal_target(runs, most, name))
+    above = frugal_above(least)
+    asked = f"the frugal recipes ahead of full at 1 % of the pairs: {name}"
+    return [*rows, target(asked, {"ahead": ", ".join(above) or "none"}, len(above) == len(least) - 2)]
+
+
+def frugal_target(
+    runs: Recipes, most: dict[str, float], name: str, part: str = "run", kind: str = "recipe", label: str = "recipe"
+) -> dict[str, Any]:
+    """Whether what trains below 1 per cent comes near training everything, by the ratios of one figure."""
+    best = runs.best_below(most, part=part)
+    ratio = most.get(best, 0)
+    asked = f"a {kind} that trains below 1 % at 75 % of full, all pairs: {name}"
+    return target(asked, {"share of full's": round(ratio, 2), label: best}, ratio >= 0.75)
 
 
 def page(folder: Path) -> str:

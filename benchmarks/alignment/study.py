@@ -111,9 +111,13 @@ class Study:
         """Retrieval and zero-shot figures on one split, and the probes of both encoders' states."""
         embedded = self.embed(model, split)
         embeds = (embedded["image_embeds"], embedded["text_embeds"])
-        retrieval, zero_shot = figures(model, *embeds, self.splits[split][TYPE], self.processor, TEMPLATES)
         probes = self.probe(self.embed(model, "train", PROBE_ROWS), embedded) if probed else {}
-        return {**retrieval, **{f"zero_shot_{name}": value for name, value in zero_shot.items()}, **probes}
+        return {**self.figures(model, embeds, split), **probes}
+
+    def figures(self, model: DualEncoderModel, embeds: tuple[torch.Tensor, ...], split: str) -> dict[str, float]:
+        """Retrieval and zero-shot figures of a split's normalised embeddings, of images and of texts."""
+        retrieval, zero_shot = figures(model, *embeds, self.splits[split][TYPE], self.processor, TEMPLATES)
+        return {**retrieval, **{f"zero_shot_{name}": value for name, value in zero_shot.items()}}
 
     def probe(self, train: dict[str, torch.Tensor], test: dict[str, torch.Tensor]) -> dict[str, float]:
         """Accuracy of a linear classifier on each encoder's own states, before the projection."""

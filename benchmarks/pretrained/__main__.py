@@ -16,27 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import load_from_disk
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer, set_seed
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from benchmarks.alignment.study import Study, best_rate, compare, probes_before
-from benchmarks.common.fashion import TEMPLATES, TYPE
 from benchmarks.common.options import output_folder, parse, read_settings, settings_of
 from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
-from benchmarks.common.training import Rows, figures
+from benchmarks.common.training import Rows
 from benchmarks.pretrained import report
-from benchmarks.vit.convert import dinov2_of_onnx
+from benchmarks.vit.convert import as_folder
 from mmlg_hf.alignment import DualEncoderModel, align, choose_layers, keep_states
+from mmlg_hf.alignment.states import STATES, pooled_states
 
 SETTINGS = read_settings(__file__)
 PARTS = ["kept", "recipes"]
 LEFT_OUT = ("vision", "text", "arms", "recipes", "parts")  # of what a results file is known by
 QUICK_STEPS = 3
 COUNTED_PAIRS = 8  # that FLOPs are counted of
-# Of DINOv2, for an encoder without an image processor beside it.
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class PretrainedStudy(Study):
@@ -55,31 +54,25 @@ class PretrainedStudy(Study):
         return align(self.vision, self.text, "projections", **self.shape, **layers, **given)
 
     @cache  # noqa: B019
-    def states(self, split: str, of_layers: bool) -> Dataset:
+    def states(self, split: str, of_layers: bool) -> dict[str, torch.Tensor]:
         """The states of a split, computed once and kept in the folder of work."""
         folder = Path(self.options.work) / f"states-{split}{'-layers' if of_layers else ''}"
         if not (folder / "state.json").exists():  # written last
             model = self.join_arm("layers" if of_layers else "linear")
             keep_states(model, self.pairs[split], self.processor).save_to_disk(folder)
-        return load_from_disk(str(folder)).with_format("torch")
+        return dict(load_from_disk(str(folder)).with_format("torch")[:])
 
     def run_kept(
         self, arm: str, share: float, seed: int, rate: float, steps: int, split: str = "test"
     ) -> dict[str, Any]:
-        """Train the heads of an arm on kept states, and measure them."""
+        """Train the heads of an arm on kept states, and measure them on those of a split."""
         set_seed(seed)
         model, of_layers = self.join_arm(arm), "layers" in SETTINGS["arms"][arm]
-        rows = Rows(**{name: column[:] for name, column in columns(self.states("train", of_layers)).items()})
+        rows = Rows(**self.states("train", of_layers))
         found = self.train(model, rows, share, seed, rate, steps, SETTINGS["kept"]["batch_size"])
-        return {"arm": arm, **found, **self.measure_kept(model, self.states(split, of_layers), split)}
-
-    @torch.no_grad()
-    def measure_kept(self, model: DualEncoderModel, states: Dataset, split: str) -> dict[str, float]:
-        """Retrieval and zero-shot figures, from the states of a split."""
-        outputs = model.eval()(**columns(states))
-        embeds = (outputs.image_embeds, outputs.text_embeds)
-        retrieval, zero_shot = figures(model, *embeds, self.splits[split][TYPE], self.processor, TEMPLATES)
-        return {**retrieval, **{f"zero_shot_{name}": value for name, value in zero_shot.items()}}
+        with torch.no_grad():
+            outputs = model.eval()(**self.states(split, of_layers))
+        return {"arm": arm, **found, **self.figures(model, (outputs.image_embeds, outputs.text_embeds), split)}
 
     def compare_kept(self, results: Results, steps: dict[float, int]) -> None:
         """Every arm at every share and seed, at the rate that is best for it on validation."""
@@ -93,14 +86,18 @@ class PretrainedStudy(Study):
                 given = (arm, own, seed_of_run, rate, steps[own])
                 results.run(f"kept/{arm}/{own:g}/{seed_of_run}", self.run_kept, *given)
 
-    def gflops(self) -> dict[str, dict[str, float]]:
-        """What a pair takes, in gigaflops: a training step of each recipe and of each arm's heads, and its states."""
+    def gflops(self, known: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        """What a pair takes, in gigaflops: a training step of each recipe and of each arm's heads, and its states.
+
+        Args:
+            known: what was counted before, which is not counted again.
+        """
         rows = [self.pairs["train"][row] for row in range(COUNTED_PAIRS)]
         batch = {name: value for name, value in self.collator(rows).items() if isinstance(value, torch.Tensor)}
-        found: dict[str, dict[str, float]] = {"recipes": {}, "states": {}, "heads": {}}
-        for recipe in self.options.recipes:
+        found = {kind: dict(known.get(kind, {})) for kind in ("recipes", "states", "heads")}
+        for recipe in (name for name in self.options.recipes if name not in found["recipes"]):
             found["recipes"][recipe] = counted(learn, self.join(recipe), batch)
-        for arm in self.options.arms:
+        for arm in (name for name in self.options.arms if name not in found["heads"]):
             model = self.join_arm(arm)
             found["states"][arm] = counted(states_of, model, batch)
             found["heads"][arm] = counted(learn, model, states_of(model, batch))
@@ -122,27 +119,19 @@ def learn(model: DualEncoderModel, inputs: dict[str, torch.Tensor]) -> None:
 @torch.no_grad()
 def states_of(model: DualEncoderModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What frozen encoders say of a batch."""
-    images, texts = model.encode_images(batch["pixel_values"])[0], model.encode_texts(batch["input_ids"])[0]
-    return {"image_states": images, "text_states": texts}
-
-
-def columns(states: Dataset) -> dict[str, torch.Tensor]:
-    return {name: states[:][name] for name in states.column_names}
+    return {name: pooled_states(model, batch, modality) for modality, name in STATES.items()}
 
 
 def encoders_of(options: Namespace) -> Callable[[Any], tuple[str, str, Any]]:
     """The two encoders; one out of an ONNX file is kept as a folder."""
-    vision, names = options.vision, {"image": Path(options.vision).name, "text": Path(options.text).name}
-    if vision.endswith(".onnx"):
-        vision = str(Path(options.work) / "vision")
-        if not (Path(vision) / "config.json").exists():
-            dinov2_of_onnx(options.vision).save_pretrained(vision)
+    names = {"image": Path(options.vision).name, "text": Path(options.text).name}
+    vision = as_folder(options.vision, Path(options.work) / "vision")
     return lambda splits: (vision, options.text, names)
 
 
 def processor_of(options: Namespace) -> CLIPProcessor:
     """Whole photos, squeezed to a square of the study's size and normalised as the image encoder has it."""
-    mean, std = MEAN, STD
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # of DINOv2, which an ONNX file leaves out
     if not options.vision.endswith(".onnx"):
         own = AutoImageProcessor.from_pretrained(options.vision, use_fast=False)
         mean, std = own.image_mean, own.image_std
@@ -163,7 +152,7 @@ def main() -> None:
         pairs = {name: len(rows) for name, rows in study.pairs.items()}
         about = {"encoders": study.encoders, "pairs": pairs, "layers": study.layers()}
         results.save(**about, before=probes_before(study))
-    results.save(gflops={**results.found.get("gflops", {}), **study.gflops()})
+    results.save(gflops=study.gflops(results.found.get("gflops", {})))
     own = {"recipes": SETTINGS["steps"], "kept": SETTINGS["kept"]["steps"]}
     steps = {part: {share: QUICK_STEPS if options.quick else own[part][share] for share in own[part]} for part in own}
     if "kept" in options.parts:

@@ -6,13 +6,12 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from benchmarks.alignment.report import FIGURES, Recipes, frugal_above
+from benchmarks.alignment.report import FIGURES, Recipes, frugal_target, recipe_targets
 from benchmarks.common.options import read_settings
 from benchmarks.common.pages import error_bars, fill, legend_below, panels
 from benchmarks.common.targets import target
 
 SETTINGS = read_settings(__file__)
-ROOM = 1.0  # per cent of the parameters, below which a recipe counts as the most frugal
 
 
 class Heads(Recipes):
@@ -22,11 +21,6 @@ class Heads(Recipes):
         super().__init__(folder, "pretrained")
         self.arms = self.names("kept")
         self.kept_shares = self.names("kept", self.arms[0])
-
-    def against_full(self, figure: str, share: str, arms: list[str] | None = None) -> dict[str, float]:
-        """What each arm has at a share of the pairs, as a share of what `full` has."""
-        full = self.values(figure, "run", "full", share).mean()
-        return {arm: self.values(figure, "kept", arm, share).mean() / full for arm in arms or self.arms}
 
     def teraflops(self, part: str, name: str, share: str) -> float:
         """What a run took; of an arm with the states of its pairs, each computed once."""
@@ -44,28 +38,13 @@ class Heads(Recipes):
 def targets(folder: Path) -> list[dict[str, Any]]:
     """The three questions of the alignment study, of the recipes and of heads on kept states."""
     runs, rows = Heads(folder), []
-    first, last = runs.shares[0], runs.shares[-1]
-    frugal = [arm for arm in runs.arms if runs.trained(arm, "kept") < ROOM]
     for figure, name in FIGURES.items():
-        most, least = runs.ratios(last, figure), runs.ratios(first, figure)
-        share = {"share of full's": round(most["lilt"], 2)}
-        rows.append(target(f"lilt at least level with full, all pairs: {name}", share, most["lilt"] >= 1))
-        best = runs.best_below(most, ROOM)
-        share = {"share of full's": round(most.get(best, 0), 2), "recipe": best}
-        asked = f"a recipe that trains below 1 % at 75 % of full, all pairs: {name}"
-        rows.append(target(asked, share, most.get(best, 0) >= 0.75))
-        kept = runs.against_full(figure, last, frugal)
-        best = max(kept, key=lambda arm: kept[arm])
-        share = {"share of full's": round(kept[best], 2), "arm": best}
-        asked = f"a head on kept states that trains below 1 % at 75 % of full, all pairs: {name}"
-        rows.append(target(asked, share, kept[best] >= 0.75))
-        above = frugal_above(least)
-        asked = f"the frugal recipes ahead of full at 1 % of the pairs: {name}"
-        rows.append(target(asked, {"ahead": ", ".join(above) or "none"}, len(above) == len(least) - 2))
-        kept = runs.against_full(figure, first)
-        above = [arm for arm in kept if kept[arm] > 1]
+        most, least = (runs.ratios(runs.shares[at], figure, "kept") for at in (-1, 0))
+        rows += recipe_targets(runs, figure)
+        rows.append(frugal_target(runs, most, name, "kept", "head on kept states", "arm"))
+        above = [arm for arm in least if least[arm] > 1]
         asked = f"the heads on kept states ahead of full at 1 % of the pairs: {name}"
-        rows.append(target(asked, {"ahead": f"{len(above)} of {len(kept)}"}, len(above) == len(kept)))
+        rows.append(target(asked, {"ahead": f"{len(above)} of {len(least)}"}, len(above) == len(least)))
     return rows
 
 

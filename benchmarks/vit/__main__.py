@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, set_seed
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from benchmarks.common.fashion import IMAGE, load_splits
 from benchmarks.common.options import output_folder, parse, read_settings, settings_of
@@ -28,7 +29,7 @@ from benchmarks.common.pages import publish
 from benchmarks.common.results import Results
 from benchmarks.common.training import Rows
 from benchmarks.vit import report
-from benchmarks.vit.convert import dinov2_of_onnx
+from benchmarks.vit.convert import as_folder
 from mmlg_hf import ExtractionArguments, extract_learngene, load_learngene
 from mmlg_hf.data import load_image_text, process_images
 from mmlg_hf.demo.digits import digit_splits
@@ -43,8 +44,8 @@ IMAGE_SIZE, TUNING_SEED = 112, 100
 PROCESSOR = CLIPImageProcessorPil(
     size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
     do_center_crop=False,
-    image_mean=[0.485, 0.456, 0.406],  # ImageNet's, as DINOv2 takes them
-    image_std=[0.229, 0.224, 0.225],
+    image_mean=IMAGENET_DEFAULT_MEAN,  # as DINOv2 takes them
+    image_std=IMAGENET_DEFAULT_STD,
 )
 
 
@@ -57,13 +58,7 @@ class Study:
     @cache  # noqa: B019
     def ancestor(self) -> Any:
         """The ancestor as a stock model; one out of an ONNX file is kept as a folder."""
-        given = self.options.ancestor
-        if not given.endswith(".onnx"):
-            return load_ancestor(given)
-        folder = self.work / "ancestor"
-        if not (folder / "config.json").exists():
-            dinov2_of_onnx(given).save_pretrained(folder)
-        return load_ancestor(folder)
+        return load_ancestor(as_folder(self.options.ancestor, self.work / "ancestor"))
 
     def vit(self) -> Any:
         """A new stock ViT of the ancestor at the study's image size, as extraction makes it."""

@@ -45,6 +45,15 @@ def dinov2_of_onnx(path: str | Path, head_size: int = 64) -> Dinov2Model:
     return _model({_renamed(name): torch.tensor(value) for name, value in own.items()}, head_size)
 
 
+def as_folder(ancestor: str, folder: Path) -> str:
+    """The place of a model, after one out of an ONNX file was saved in `folder`, once."""
+    if not ancestor.endswith(".onnx"):
+        return ancestor
+    if not (folder / "config.json").exists():
+        dinov2_of_onnx(ancestor).save_pretrained(folder)
+    return str(folder)
+
+
 def _renamed(name: str) -> str:
     for old, new in _RENAMED.items():
         name = name.replace(f".{old}.", f".{new}.")

@@ -171,9 +171,11 @@ class DualEncoderModel(VisionTextDualEncoderModel):
             text_states: [B, E], what `encode_texts` gave, in place of `input_ids`.
         """
         wanted = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        image_states, vision_outputs = self._encoded("pixel_values", image_states, pixel_values, wanted)
+        images = {"pixel_values": pixel_values, "image_states": image_states}
+        image_states, vision_outputs = _encoded(self.encode_images, images, wanted)
+        texts = {"input_ids": input_ids, "text_states": text_states}
         others = {"attention_mask": attention_mask, "position_ids": position_ids, "token_type_ids": token_type_ids}
-        text_states, text_outputs = self._encoded("input_ids", text_states, input_ids, wanted | others)
+        text_states, text_outputs = _encoded(self.encode_texts, texts, wanted | others)
         image_embeds = F.normalize(self.visual_projection(image_states), dim=-1)
         text_embeds = F.normalize(self.text_projection(text_states), dim=-1)
         if self.training and self.logit_scale.requires_grad:
@@ -193,23 +195,6 @@ class DualEncoderModel(VisionTextDualEncoderModel):
             vision_model_output=vision_outputs,
             aux_loss=aux_loss,
         )
-
-    def _encoded(
-        self, name: str, states: Tensor | None, inputs: Tensor | None, others: dict[str, Any]
-    ) -> tuple[Tensor, Any]:
-        """Kept states as they are, or else those of the inputs with the encoder's outputs, which get the head's."""
-        of_images = name == "pixel_values"
-        kept = "image_states" if of_images else "text_states"
-        if (states is None) == (inputs is None):
-            raise LearngeneError(
-                f"{name} is {'missing' if states is None else f'given beside {kept}'}: forward compares images with "
-                f"texts, and takes {name} or what the encoder made of them, {kept}; embed one of them with "
-                "get_image_features or get_text_features"
-            )
-        if states is not None:
-            return states, None
-        encode: Any = self.encode_images if of_images else self.encode_texts
-        return encode(inputs, **others)
 
     def _structure_loss(self, *sides: tuple[Tensor, Tensor]) -> Tensor | None:
         """STRUCTURE's regulariser of images and texts; None where it is off, and where nothing is trained."""
@@ -365,6 +350,24 @@ class DualEncoderModel(VisionTextDualEncoderModel):
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     """Leave out what is None: not every encoder takes every argument."""
     return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _encoded(encode: Any, given: dict[str, Tensor | None], others: dict[str, Any]) -> tuple[Tensor, Any]:
+    """States and the encoder's outputs: of the inputs, or kept states as they are, of which there are no outputs.
+
+    Args:
+        encode: `encode_images` or `encode_texts`.
+        given: the inputs and the kept states by their names, of which one is None.
+        others: of the encoder.
+    """
+    (name, inputs), (kept, states) = given.items()
+    if (states is None) == (inputs is None):
+        raise LearngeneError(
+            f"{name} is {'missing' if states is None else f'given beside {kept}'}: forward compares images with "
+            f"texts, and takes {name} or what the encoder made of them, {kept}; embed one of them with "
+            "get_image_features or get_text_features"
+        )
+    return encode(inputs, **others) if states is None else (states, None)
 
 
 def _with_pooled(outputs: Any, pooled: Tensor) -> BaseModelOutputWithPooling:

@@ -39,8 +39,9 @@ def structure_loss(states: Tensor, embeds: Tensor, *, temperature: float = 0.05,
         own, theirs = _neighbours(embeds, temperature), _neighbours(states.detach(), temperature)
         loss, steps_own, steps_theirs = embeds.new_zeros((), dtype=torch.float32), own, theirs
         for level in range(1, levels + 1):
+            if level > 1:
+                steps_own, steps_theirs = steps_own @ own, steps_theirs @ theirs
             loss = loss + _divergence(steps_theirs, steps_own) / level
-            steps_own, steps_theirs = steps_own @ own, steps_theirs @ theirs
     return loss / levels
 
 

@@ -87,7 +87,8 @@ class ImageTextCollator:
             if not isinstance(row, Mapping):
                 raise LearngeneError(f"row {position} of the batch is a {type(row).__name__}: give rows with columns")
         if all(row.get(name) is not None for row in rows for name in _STATES):
-            return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in _STATES}
+            states = {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in _STATES}
+            return {**states, "return_loss": True}
         processed = [all(row.get(name) is not None for name in _PROCESSED) for row in rows]
         if any(processed) and not all(processed):
             raise LearngeneError(
