@@ -6,7 +6,7 @@ from pico import pico_pairs, pico_processor
 from pico_encoders import batch, make_encoder
 from transformers import TrainingArguments
 
-from mmlg_hf import ContrastiveTrainer
+from mmlg_hf import ContrastiveTrainer, ImageTextCollator
 from mmlg_hf.alignment import align, keep_states
 from mmlg_hf.errors import LearngeneError
 
@@ -48,6 +48,14 @@ def test_states_are_kept_without_dropout_and_the_model_goes_on_training():
     first, again = (keep_states(model, pico_pairs(4), pico_processor())[:] for _ in range(2))
     torch.testing.assert_close(first["text_states"], again["text_states"], rtol=0, atol=0)
     assert all(module.training for module in model.modules())
+
+
+def test_batches_of_kept_states_ask_for_the_loss_that_the_stock_trainer_needs():
+    model, processor = pair().eval(), pico_processor()
+    kept = keep_states(model, pico_pairs(4), processor)
+    batch_of_states = ImageTextCollator(processor)([kept[row] for row in range(4)])
+    expected = model(**ImageTextCollator(processor)(list(pico_pairs(4)))).loss
+    torch.testing.assert_close(model(**batch_of_states).loss, expected)
 
 
 def test_states_in_place_of_inputs_give_the_same_outputs():
